@@ -1,0 +1,34 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+# make demo [VIDEO=any.mp4] [OUT=out]   map a video, show what came of it
+# make test                             run every test
+
+PYTHON ?= python3
+OUT ?= out
+ENVIRONMENT = .venv
+READY = $(ENVIRONMENT)/.ready
+# Nodes talk over loopback only, on a domain of their own.
+RUN = AMENT_PREFIX_PATH='$(CURDIR)/$(ENVIRONMENT)' ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST \
+      ROS_DOMAIN_ID=$${ROS_DOMAIN_ID:-42} PATH='$(CURDIR)/$(ENVIRONMENT)/bin':"$$PATH"
+
+.PHONY: demo test lint environment clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	@$(RUN) slam3r demo --out '$(OUT)' $(if $(VIDEO),--video '$(VIDEO)')
+
+test: $(READY)
+	@$(RUN) python -m pytest test $(ARGS)
+
+lint: $(READY)
+	@$(RUN) ruff check .
+
+environment: $(READY)
+
+$(READY): requirements.txt constraints.txt pyproject.toml setup.py CMakeLists.txt package.xml \
+          $(shell find msg srv cmake launch config rviz -type f 2>/dev/null)
+	@$(PYTHON) cmake/environment.py '$(ENVIRONMENT)'
+	@touch '$(READY)'
+
+clean:
+	rm -rf build install log '$(OUT)' '$(ENVIRONMENT)'
