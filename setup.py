@@ -96,7 +96,7 @@ def install_with_cmake() -> Path:
     if shutil.which('ninja') and not (build / 'CMakeCache.txt').exists():
         configure += ['-G', 'Ninja']
     for command in (configure, ['cmake', '--build', str(build), '--target', 'install']):
-        if subprocess.run(command, env=environment).returncode:
+        if subprocess.run(command, check=False, env=environment).returncode:
             # Not an Exception: setuptools' editable install would swallow that and go on.
             raise SystemExit(f'{NAME}: failed: {" ".join(command)}')
     return prefix

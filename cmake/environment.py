@@ -82,7 +82,12 @@ def run(*command: object, environment: dict[str, str] | None = None) -> None:
     words = [str(word) for word in command]
     program = shutil.which(words[0], path=(environment or os.environ).get('PATH')) or words[0]
     done = subprocess.run(
-        [program, *words[1:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [program, *words[1:]],
+        check=False,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if done.returncode:
         print(done.stdout, file=sys.stderr)
