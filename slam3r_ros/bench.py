@@ -1,0 +1,126 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`slam3r bench graph`: what the ROS graph costs beside the same stages on plain threads and queues."""
+
+import argparse
+import json
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from slam3r_ros.engines import create_engine
+from slam3r_ros.mapping.selection import FrameSelector
+from slam3r_ros.meshing.mesher import BlockMesher
+from slam3r_ros.values import Frame, Keyframe
+from slam3r_ros.video.source import open_source
+
+QUEUE_DEPTH = 10
+_END = object()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument('what', choices=('graph', 'once-plain', 'once-graph'), help='graph compares the other two')
+    parser.add_argument('--video', type=Path, required=True)
+    parser.add_argument('--runs', type=int, default=3, help='of each kind, in turn (default: 3)')
+    parser.add_argument('--json', type=Path, help='file to write the figures to')
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the benchmark and print its table."""
+    if arguments.what == 'once-plain':
+        print(json.dumps(run_plain(str(arguments.video))))
+        return 0
+    if arguments.what == 'once-graph':
+        from slam3r_ros.container import run_graph
+
+        print(json.dumps(run_graph({'video_decoder': {'input': str(arguments.video.resolve()), 'stamp_offset': 0.0}})))
+        return 0
+    source = open_source(str(arguments.video))
+    frames = sum(1 for _ in source)
+    source.close()
+    fps: dict[str, list[float]] = {'plain': [], 'graph': []}
+    for _ in range(arguments.runs):  # in turn: this machine's speed may drift
+        for kind, values in fps.items():
+            values.append(frames / run_apart(kind, arguments.video))
+    ratios = [graph / plain for graph, plain in zip(fps['graph'], fps['plain'], strict=True)]
+    result = {'frames': frames, 'fps': fps, 'ratios': ratios, 'median_ratio': statistics.median(ratios)}
+    for kind, values in fps.items():
+        print(f'{kind:<6} {statistics.median(values):6.1f} FPS  ({", ".join(f"{value:.1f}" for value in values)})')
+    print(f'graph / plain, run by run: {", ".join(f"{ratio:.2f}" for ratio in ratios)}; median {result["median_ratio"]:.2f}')
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + '\n')
+    return 0
+
+
+def run_apart(kind: str, video: Path) -> float:
+    """Run once in a fresh process; return its seconds, from the opening of the video to the last mesh."""
+    command = [sys.executable, '-m', 'slam3r_ros.cli', 'bench', f'once-{kind}', '--video', str(video)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def run_plain(video: str) -> float:
+    """Run decoder, selector, engine and mesher, each on a thread, over plain queues.
+
+    Args:
+        video: File or bag.
+
+    Returns:
+        Seconds from the opening of the video to the last mesh.
+    """
+    engine = create_engine('auto')
+    selector, mesher = FrameSelector(), None
+
+    def select(frame: Frame) -> Iterator[Frame]:
+        if (selected := selector.select(frame)) is not None:
+            yield selected
+
+    def reconstruct(frame: Frame) -> Iterator[Keyframe]:
+        yield from engine.process(frame).keyframes
+        if frame.last:
+            yield from engine.finish().keyframes
+
+    def mesh(keyframe: Keyframe) -> Iterator[Any]:
+        mesher.integrate(keyframe)
+        yield mesher.update()
+
+    try:
+        mesher = BlockMesher(0.02)
+        start = time.monotonic()
+        source = open_source(video)
+        values: Iterable = source
+        for stage in (select, reconstruct, mesh):
+            values = on_a_thread(stage, values)
+        for _ in values:
+            pass
+        source.close()
+        return time.monotonic() - start
+    finally:
+        engine.close()
+
+
+def on_a_thread(stage: Callable[[Any], Iterator], values: Iterable) -> Iterator:
+    """Apply a stage to values on a thread of its own, a bounded queue ahead of who reads the result."""
+    results: queue.Queue = queue.Queue(QUEUE_DEPTH)
+
+    def work() -> None:
+        try:
+            for value in values:
+                for result in stage(value):
+                    results.put(result)
+            results.put(_END)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the reader shall see it
+            results.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (result := results.get()) is not _END:
+        if isinstance(result, Exception):
+            raise result
+        yield result

@@ -1,0 +1,218 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`slam3r demo`: maps a video with the real ROS graph and leaves the map, a bag and a picture."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import trimesh
+from ament_index_python.packages import get_package_share_directory
+from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import PointCloud2
+from tf2_msgs.msg import TFMessage
+from tqdm import tqdm
+from visualization_msgs.msg import MarkerArray
+
+from slam3r_ros.container import GRAPH
+from slam3r_ros.evaluation.evaluate import format_table, score
+from slam3r_ros.graph import Graph, GraphError
+from slam3r_ros.mapping.trajectory import read_tum
+from slam3r_ros.meshing.render import render_overview
+from slam3r_ros.msg import Keyframe as KeyframeMessage
+from slam3r_ros.msg import MeshUpdate, SlamStatus
+from slam3r_ros.recorder import BagRecorder
+from slam3r_ros.srv import SaveMap
+from slam3r_ros.transport.messages import keyframe_from_message
+from slam3r_ros.transport.poses import pose_from_odometry
+from slam3r_ros.values import Keyframe, Pose, State
+from slam3r_ros.video.source import VideoError, open_source
+
+FILES = ('trajectory.tum', 'cloud.ply', 'mesh.ply', 'mesh.glb', 'map.mcap', 'overview.png', 'summary.json')
+SETTLE_SECONDS = 2.5  # the slowest publisher, the map cloud, has a period of 2 s
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument('--video', type=Path, help='a video file or bag; without it, the bundled clip')
+    parser.add_argument('--out', type=Path, default=Path('out'), help='folder for the results (default: out)')
+    parser.add_argument('--engine', default='auto', choices=('auto', 'slam3r', 'geometric'))
+    parser.add_argument('--groundtruth', type=Path, help='TUM trajectory of the video, to score against')
+    parser.add_argument('--depth', type=Path, help='folder of ground-truth depth images')
+    parser.add_argument('--intrinsics', type=Path, help='true intrinsics, only to score the focal length')
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the demo; print one line and return 1 where it cannot."""
+    if arguments.video is None:
+        clip = Path(get_package_share_directory('slam3r_ros'), 'demo', 'room')
+        arguments.video = clip / 'video.mp4'
+        arguments.groundtruth = clip / 'groundtruth.tum'
+        arguments.depth = clip / 'depth'
+        arguments.intrinsics = clip / 'intrinsics.json'
+    try:
+        source = open_source(str(arguments.video))
+        frames = source.frames
+        source.close()
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        # Results appear in `out` only when they are whole.
+        with tempfile.TemporaryDirectory(prefix='.demo-', dir=arguments.out) as staging:
+            summary = run(arguments, Path(staging), frames)
+            for name in FILES:
+                if (Path(staging) / name).exists():
+                    os.replace(Path(staging) / name, arguments.out / name)
+    except (VideoError, GraphError, OSError) as error:
+        print(f'slam3r demo: {error}', file=sys.stderr)
+        if arguments.out.is_dir() and not any(arguments.out.iterdir()):
+            arguments.out.rmdir()
+        return 1
+    print(format_table(summary))
+    print(f'\n{arguments.out}: ' + ' '.join(name for name in FILES if (arguments.out / name).exists()))
+    return 0
+
+
+def run(arguments: argparse.Namespace, staging: Path, frames: int | None) -> dict:
+    """Map the video into the staging folder.
+
+    Args:
+        arguments: The command line's.
+        staging: An empty folder.
+        frames: How many frames the video has, when that is known.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    with Graph('slam3r_demo') as graph:
+        recorder = BagRecorder(graph.node, staging / 'map.mcap')
+        try:
+            observer = Observer(graph, recorder)
+            parameters = {
+                'video_decoder': {'input': str(arguments.video.resolve()), 'stamp_offset': 0.0},
+                'slam3r': {'engine': arguments.engine},
+            }
+            for name in GRAPH:
+                graph.load(name, parameters.get(name, {}))
+            seconds, interrupted = follow(graph, observer, frames)
+            if interrupted:
+                graph.unload('video_decoder')
+                print('slam3r demo: interrupted; saving what there is', file=sys.stderr)
+            save(graph, staging)
+            time.sleep(SETTLE_SECONDS)
+        except BaseException:
+            recorder.discard()
+            raise
+        recorder.close()
+
+    final = read_tum(staging / 'trajectory.tum') if (staging / 'trajectory.tum').exists() else []
+    draw(staging, final)
+    summary = score(
+        live=observer.live,
+        final=final,
+        keyframes=list(observer.keyframes.values()),
+        groundtruth=arguments.groundtruth,
+        depth=arguments.depth,
+        intrinsics=arguments.intrinsics,
+        frames=observer.status.frames_in,
+    )
+    summary |= {
+        'video': arguments.video.name,
+        'engine': observer.status.engine,
+        'interrupted': interrupted,
+        'seconds': seconds,
+        'fps': observer.status.frames_in / seconds if seconds else None,
+        'milliseconds': dict(zip(observer.status.stages, map(float, observer.status.milliseconds), strict=True)),
+        'recorded': recorder.counts,
+    }
+    (staging / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+    return summary
+
+
+class Observer:
+    """Listens to the graph from outside, as RViz or a recorder would."""
+
+    def __init__(self, graph: Graph, recorder: BagRecorder) -> None:
+        """Subscribe; everything but keyframes also goes into the bag."""
+        self.status = SlamStatus()
+        self.live: list[Pose] = []
+        self.keyframes: dict[int, Keyframe] = {}
+        self.first_frame = threading.Event()
+        for message_type, topic, transient_local in (
+            (TFMessage, '/tf', False),
+            (TFMessage, '/tf_static', True),
+            (Odometry, 'odometry', False),
+            (PathMessage, 'path', True),
+            (PointCloud2, 'map_cloud', True),
+            (MeshUpdate, 'mesh', False),
+            (MarkerArray, 'mesh_markers', False),
+            (SlamStatus, 'status', False),
+        ):
+            recorder.record(message_type, topic, transient_local)
+        reliable = QoSProfile(depth=1000)
+        graph.node.create_subscription(SlamStatus, 'status', self._on_status, reliable)
+        graph.node.create_subscription(Odometry, 'odometry', self._on_odometry, reliable)
+        graph.node.create_subscription(KeyframeMessage, 'keyframes', self._on_keyframe, reliable)
+
+    def _on_status(self, message: SlamStatus) -> None:
+        self.status = message
+
+    def _on_odometry(self, message: Odometry) -> None:
+        self.live.append(pose_from_odometry(message))
+
+    def _on_keyframe(self, message: KeyframeMessage) -> None:
+        keyframe = keyframe_from_message(message)
+        known = self.keyframes.get(keyframe.id)
+        if known is None or keyframe.revision > known.revision:
+            self.keyframes[keyframe.id] = keyframe
+
+
+def follow(graph: Graph, observer: Observer, frames: int | None) -> tuple[float, bool]:
+    """Show the progress until the video has gone through.
+
+    Returns:
+        The seconds it took, and whether Ctrl-C ended it early.
+    """
+    start = time.monotonic()
+    # Into a log file, a line now and then is enough.
+    patience = 0.1 if sys.stderr.isatty() else 10.0
+    bar = tqdm(total=frames, unit='frame', desc='mapping', file=sys.stderr, mininterval=patience)
+    try:
+        while not observer.status.finished:
+            graph.check()
+            if observer.status.state == State.ERROR:
+                raise GraphError(observer.status.last_error)
+            bar.update(observer.status.frames_in - bar.n)
+            state = State(observer.status.state).name.lower()
+            bar.set_postfix(state=state, keyframes=observer.status.keyframes, refresh=False)
+            time.sleep(0.1)
+        bar.update(observer.status.frames_in - bar.n)
+    except KeyboardInterrupt:
+        return time.monotonic() - start, True
+    finally:
+        bar.close()
+    return time.monotonic() - start, False
+
+
+def save(graph: Graph, folder: Path) -> None:
+    """Have the nodes write their maps; say what is missing, since a video may not have given any."""
+    for node in ('slam3r', 'mesher'):
+        answer = graph.call(SaveMap, f'/{node}/save_map', SaveMap.Request(path=str(folder.resolve()), overwrite=True))
+        if not answer.success:
+            print(f'slam3r demo: {node}: {answer.message}', file=sys.stderr)
+
+
+def draw(folder: Path, trajectory: list[Pose]) -> None:
+    """Draw the mesh, as far as there is one, with the camera's path in it."""
+    vertices, colors, triangles = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros((0, 3), np.int64)
+    if (folder / 'mesh.ply').exists():
+        mesh = trimesh.load(folder / 'mesh.ply', process=False)
+        vertices, colors, triangles = mesh.vertices, mesh.visual.vertex_colors[:, :3], mesh.faces
+    poses = np.array([pose.T_map_camera for pose in trajectory]).reshape(-1, 4, 4)
+    render_overview(folder / 'overview.png', vertices, colors, triangles, poses)

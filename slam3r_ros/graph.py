@@ -1,0 +1,128 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Drives the ROS graph from outside: a container in a process of its own, loaded by its services."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Self
+
+import rclpy
+from composition_interfaces.srv import LoadNode, UnloadNode
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from slam3r_ros.container import GRAPH
+
+CONTAINER = 'slam3r_container'
+SERVICE_SECONDS = 60.0
+
+
+class GraphError(RuntimeError):
+    """The graph could not be started, or ended by itself."""
+
+
+class Graph:
+    """A container process, and a node of this process to talk to it.
+
+    Use it as a context manager: both are gone at the end, whatever happens in between.
+    """
+
+    def __init__(self, name: str = 'graph_client') -> None:
+        """Start the container, still empty.
+
+        Args:
+            name: What this process' own node is called.
+        """
+        # On a domain and over loopback of its own, so that no other graph listens in or is heard.
+        os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 99))
+        os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+        rclpy.init(signal_handler_options=rclpy.SignalHandlerOptions.NO)
+        self.node = Node(name)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, name='graph client', daemon=True)
+        self._thread.start()
+        # A session of its own: Ctrl-C is for this process, which then ends the other one in order.
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', 'slam3r_ros.container', '--ros-args', '-r', f'__node:={CONTAINER}'],
+            start_new_session=True,
+        )
+        self._loaded: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the container, then this process' node."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        rclpy.try_shutdown()
+        self._thread.join(5)
+        self.node.destroy_node()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            pass
+
+    def load(self, name: str, parameters: dict[str, Any]) -> None:
+        """Load one of the graph's nodes into the container.
+
+        Args:
+            name: Of the node.
+            parameters: Its parameters, by name.
+
+        Raises:
+            GraphError: If the node refuses, with its reason.
+        """
+        request = LoadNode.Request(package_name='slam3r_ros', plugin_name=GRAPH[name], node_name=name)
+        request.parameters = [Parameter(key, value=value).to_parameter_msg() for key, value in parameters.items()]
+        answer = self.call(LoadNode, f'/{CONTAINER}/_container/load_node', request)
+        if not answer.success:
+            raise GraphError(f'{name} could not be started: {answer.error_message}')
+        self._loaded[name] = answer.unique_id
+
+    def unload(self, name: str) -> None:
+        """Take a node out of the container."""
+        request = UnloadNode.Request(unique_id=self._loaded.pop(name))
+        self.call(UnloadNode, f'/{CONTAINER}/_container/unload_node', request)
+
+    def call(self, service_type: type, service: str, request: Any) -> Any:
+        """Call a service and return its answer.
+
+        Raises:
+            GraphError: If it does not answer within a minute, or the container has ended.
+        """
+        client = self.node.create_client(service_type, service)
+        try:
+            deadline = time.monotonic() + SERVICE_SECONDS
+            while not client.wait_for_service(timeout_sec=0.2):
+                self.check()
+                if time.monotonic() > deadline:
+                    raise GraphError(f'{service} did not appear within {SERVICE_SECONDS:.0f} s')
+            future = client.call_async(request)
+            while not future.done():
+                self.check()
+                if time.monotonic() > deadline:
+                    raise GraphError(f'{service} did not answer within {SERVICE_SECONDS:.0f} s')
+                time.sleep(0.01)
+            return future.result()
+        finally:
+            self.node.destroy_client(client)
+
+    def check(self) -> None:
+        """Raise `GraphError` when the container has ended."""
+        if (code := self._process.poll()) is not None:
+            raise GraphError(f'the container process ended by itself with status {code}; its output says why')
