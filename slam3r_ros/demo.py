@@ -23,7 +23,7 @@ from tqdm import tqdm
 from visualization_msgs.msg import MarkerArray
 
 from slam3r_ros.container import GRAPH
-from slam3r_ros.evaluation.evaluate import format_table, score
+from slam3r_ros.evaluation.score import format_table, score
 from slam3r_ros.graph import Graph, GraphError
 from slam3r_ros.mapping.trajectory import read_tum
 from slam3r_ros.meshing.render import render_overview
