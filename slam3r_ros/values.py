@@ -35,7 +35,7 @@ class Intrinsics(NamedTuple):
 
     def matrix(self) -> np.ndarray:
         """Return K, (3, 3)."""
-        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]])
+        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], float)
 
     def scaled(self, x: float, y: float) -> 'Intrinsics':
         """Return the camera of the same image resized by `x` and `y` (half-pixel rule of OpenCV)."""

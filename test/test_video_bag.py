@@ -1,0 +1,195 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+import cv2
+import numpy as np
+import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from slam3r_ros.values import Intrinsics
+from slam3r_ros.video.pixels import PixelError, decompress, to_rgb
+from slam3r_ros.video.source import VideoError, open_source
+from slam3r_ros.video.undistort import DistortionError, Undistorter
+
+STORE = get_typestore(Stores.ROS2_JAZZY)
+TYPES = STORE.types
+WIDTH, HEIGHT, COUNT = 80, 64, 4
+START, PERIOD, LATE = 1_700_000_000_000_000_000, 100_000_000, 3_000_000  # nanoseconds; the bag's time is late
+
+
+def image(i):
+    columns = np.linspace(0, 120, WIDTH)[None, :, None]
+    return (np.ones((HEIGHT, 1, 1)) * columns + np.array([10 * i, 60, 120])).astype(np.uint8)
+
+
+def header(i, stamped=True):
+    stamp = START + i * PERIOD if stamped else 0
+    return TYPES['std_msgs/msg/Header'](
+        TYPES['builtin_interfaces/msg/Time'](stamp // 10**9, stamp % 10**9), 'camera_optical_frame'
+    )
+
+
+def raw(i, encoding='rgb8', padding=0, stamped=True):
+    codes = {'bgr8': cv2.COLOR_RGB2BGR, 'mono8': cv2.COLOR_RGB2GRAY, 'rgba8': cv2.COLOR_RGB2RGBA,
+             'bgra8': cv2.COLOR_RGB2BGRA}
+    pixels = cv2.cvtColor(image(i), codes[encoding]) if encoding in codes else image(i)
+    rows = np.hstack([pixels.reshape(HEIGHT, -1), np.full((HEIGHT, padding), 99, np.uint8)])
+    return TYPES['sensor_msgs/msg/Image'](header(i, stamped), HEIGHT, WIDTH, encoding, 0, rows.shape[1], rows.ravel())
+
+
+def compressed(i, suffix='.png'):
+    data = cv2.imencode(suffix, image(i)[..., ::-1])[1].ravel()
+    return TYPES['sensor_msgs/msg/CompressedImage'](header(i), suffix[1:], data)
+
+
+def depth(i):
+    return TYPES['sensor_msgs/msg/Image'](header(i), HEIGHT, WIDTH, '16UC1', 0, 2 * WIDTH,
+                                          np.zeros(2 * WIDTH * HEIGHT, np.uint8))
+
+
+def info(i, distortion=(0.0, 0.0, 0.0, 0.0, 0.0), model='plumb_bob', focal=70.0, scale=1):
+    k = np.array([focal, 0, 40, 0, focal, 32, 0, 0, 1], float)
+    p = np.array([65.0, 0, 39, 0, 0, 65, 31, 0, 0, 0, 1, 0])
+    roi = TYPES['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
+    return TYPES['sensor_msgs/msg/CameraInfo'](header(i), scale * HEIGHT, scale * WIDTH, model, np.array(distortion), k,
+                                               np.eye(3).ravel(), p, 0, 0, roi)
+
+
+def record(path, topics, storage=StoragePlugin.MCAP):
+    """Write a bag of {topic: function that makes the i-th message}."""
+    with Writer(path, version=9, storage_plugin=storage) as writer:
+        for topic, make in topics.items():
+            kind = make(0).__msgtype__
+            connection = writer.add_connection(topic, kind, typestore=STORE)
+            for i in range(COUNT):
+                writer.write(connection, START + i * PERIOD + LATE, STORE.serialize_cdr(make(i), kind))
+    return str(path)
+
+
+@pytest.mark.parametrize('storage', StoragePlugin)
+@pytest.mark.parametrize('make', [
+    lambda i: raw(i), lambda i: raw(i, 'bgr8'), lambda i: raw(i, 'rgba8'), lambda i: raw(i, 'bgra8', 8),
+    lambda i: raw(i, padding=16), compressed,
+], ids=['rgb8', 'bgr8', 'rgba8', 'bgra8-padded', 'rgb8-padded', 'png'])
+def test_images_of_every_kind_come_as_rgb(tmp_path, make, storage):
+    source = open_source(record(tmp_path / 'bag', {'/camera/image_raw': make}, storage))
+    frames = list(source)
+    source.close()
+    np.testing.assert_array_equal([frame.image for frame in frames], [image(i) for i in range(COUNT)])
+    assert [frame.stamp for frame in frames] == [START + i * PERIOD for i in range(COUNT)]
+    assert [frame.id for frame in frames] == list(range(COUNT))
+    assert [frame.last for frame in frames] == [False, False, False, True]
+    assert source.frames == COUNT and source.fps == pytest.approx(10) and source.skipped == 0
+    assert frames[0].intrinsics is None
+
+
+def test_grey_and_jpeg(tmp_path):
+    frames = list(open_source(record(tmp_path / 'grey', {'/image': lambda i: raw(i, 'mono8')})))
+    np.testing.assert_array_equal(frames[1].image, np.repeat(cv2.cvtColor(image(1), cv2.COLOR_RGB2GRAY)[..., None], 3, 2))
+    frames = list(open_source(record(tmp_path / 'jpeg', {'/image': lambda i: compressed(i, '.jpg')})))
+    assert np.abs(frames[1].image.astype(int) - image(1)).mean() < 3
+
+
+def test_one_storage_file_is_enough(tmp_path):
+    record(tmp_path / 'bag', {'/image': raw})
+    assert len(list(open_source(str(tmp_path / 'bag' / 'bag.mcap')))) == COUNT
+
+
+def test_bag_time_stands_in_for_zero_stamps(tmp_path):
+    frames = list(open_source(record(tmp_path / 'bag', {'/image': lambda i: raw(i, stamped=False)})))
+    assert [frame.stamp for frame in frames] == [START + i * PERIOD + LATE for i in range(COUNT)]
+
+
+def test_raw_is_preferred_to_compressed_and_a_topic_can_be_chosen(tmp_path):
+    topics = {'/a/image_raw/compressed': compressed, '/a/image_raw': raw, '/depth': depth, '/depth/camera_info': info,
+              '/a/camera_info': info}
+    path = record(tmp_path / 'bag', topics)
+    assert open_source(path).name == f'{path} /a/image_raw'
+    source = open_source(path, topic='/a/image_raw/compressed')
+    assert source.name == f'{path} /a/image_raw/compressed'
+    assert next(iter(source)).intrinsics == Intrinsics(70, 70, 40, 32)
+
+
+def test_the_camera_info_beside_gives_the_intrinsics_of_the_images_size(tmp_path):
+    topics = {'/a/image_raw': raw, '/a/camera_info': lambda i: info(i, scale=2), '/b/camera_info': info}
+    camera = next(iter(open_source(record(tmp_path / 'bag', topics)))).intrinsics
+    assert camera == Intrinsics(70, 70, 40, 32).scaled(0.5, 0.5)
+    topics = {'/a/image_raw': raw, '/a/camera_info': lambda i: info(i, focal=0.0)}  # uncalibrated
+    assert next(iter(open_source(record(tmp_path / 'none', topics)))).intrinsics is None
+
+
+def test_distortion_is_removed(tmp_path):
+    lens = (-0.3, 0.1, 0.001, -0.002, 0.0)
+    topics = {'/a/image_raw': raw, '/a/camera_info': lambda i: info(i, lens)}
+    frame = next(iter(open_source(record(tmp_path / 'bag', topics))))
+    K = np.array([[70.0, 0, 40], [0, 70, 32], [0, 0, 1]])
+    # A pixel of the result is what the distorted picture shows where the lens draws its ray.
+    for u, v in ((10, 10), (70, 50), (40, 5)):
+        x, y = (u - frame.intrinsics.cx) / frame.intrinsics.fx, (v - frame.intrinsics.cy) / frame.intrinsics.fy
+        (column, _), = cv2.projectPoints(np.array([[x, y, 1.0]]), np.zeros(3), np.zeros(3), K, np.array(lens))[0][0]
+        assert frame.image[v, u, 1] == pytest.approx(60 + 120 * column / (WIDTH - 1), abs=1.5)
+
+
+def test_a_rectified_topic_follows_the_projection_matrix(tmp_path):
+    topics = {'/a/image_rect': raw, '/a/camera_info': lambda i: info(i, (-0.3, 0.1, 0, 0, 0))}
+    frame = next(iter(open_source(record(tmp_path / 'bag', topics))))
+    assert frame.intrinsics == Intrinsics(65, 65, 39, 31)
+    np.testing.assert_array_equal(frame.image, image(0))
+
+
+def test_a_broken_picture_is_skipped_and_counted(tmp_path):
+    def make(i):
+        message = compressed(i)
+        return type(message)(message.header, message.format, message.data[:20]) if i == 2 else message
+
+    source = open_source(record(tmp_path / 'bag', {'/image/compressed': make}))
+    assert [frame.id for frame in source] == [0, 1, 3]
+    assert source.skipped == 1
+
+
+@pytest.mark.parametrize('topics, reason', [
+    ({'/a/camera_info': info}, 'no Image or CompressedImage topic; its topics: /a/camera_info .sensor_msgs/msg/CameraInfo.'),
+    ({'/depth': depth}, "no image that can be decoded .*/depth: image encoding '16UC1' is not supported"),
+    ({'/a/image_raw': raw, '/a/camera_info': lambda i: info(i, (0.1, 0.1), 'thin_prism')}, "model 'thin_prism'"),
+])
+def test_bags_without_usable_images_are_refused(tmp_path, topics, reason):
+    path = record(tmp_path / 'bag', topics)
+    with pytest.raises(VideoError, match=reason) as caught:
+        open_source(path)
+    assert path in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_topic_that_is_not_there_is_refused(tmp_path):
+    path = record(tmp_path / 'bag', {'/image': raw})
+    with pytest.raises(VideoError, match='no images on topic /other; its topics: /image'):
+        open_source(path, topic='/other')
+
+
+def test_broken_bags_are_refused(tmp_path):
+    record(tmp_path / 'bag', {'/image': raw})
+    data = (tmp_path / 'bag' / 'bag.mcap').read_bytes()
+    for name, content in (('half.mcap', data[: len(data) // 2]), ('text.db3', b'To be or not to be.'), ('a.mcap', b'x')):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(VideoError, match=f'{name}: is not a rosbag2 that can be read') as caught:
+            open_source(str(tmp_path / name))
+        assert '\n' not in str(caught.value)
+    (tmp_path / 'bag' / 'bag.mcap').unlink()
+    with pytest.raises(VideoError, match='not a rosbag2 that can be read .*missing'):
+        open_source(str(tmp_path / 'bag'))
+
+
+def test_too_little_data_is_refused():
+    with pytest.raises(PixelError, match='image of 4x4 rgb8 has 47 bytes in rows of 12, needs 48'):
+        to_rgb(bytes(47), 'rgb8', 4, 4, 12)
+    with pytest.raises(PixelError, match='rows of 11, needs 48 in rows of 12'):
+        to_rgb(bytes(48), 'rgb8', 4, 4, 11)
+    with pytest.raises(PixelError, match='neither JPEG nor PNG'):
+        decompress(b'')
+
+
+def test_a_fisheye_lens_is_undone():
+    undistorter = Undistorter(Intrinsics(70, 70, 40, 32), (0.05, 0.01, 0, 0), WIDTH, HEIGHT, 'equidistant')
+    assert undistorter(image(0)).shape == image(0).shape
+    assert undistorter.intrinsics.fx > 0
+    with pytest.raises(DistortionError, match='with 3 coefficients'):
+        Undistorter(Intrinsics(70, 70, 40, 32), (0.05, 0.01, 0.1), WIDTH, HEIGHT)
