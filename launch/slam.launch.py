@@ -1,0 +1,114 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Turn a video, a bag or an image topic into a live map: `ros2 launch slam3r_ros slam.launch.py input:=video.mp4`."""
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.events.process import ProcessExited
+from launch.substitutions import EnvironmentVariable
+from launch_ros.actions import ComposableNodeContainer, Node
+from launch_ros.descriptions import ComposableNode
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+
+PACKAGE = 'slam3r_ros'
+SHARE = Path(get_package_share_directory(PACKAGE))
+PLUGINS = {  # by executable and node name, from the last in the chain to the first
+    'mesher': 'slam3r_ros::Mesher',
+    'slam3r': 'slam3r_ros::Slam3r',
+    'keyframe_selector': 'slam3r_ros::KeyframeSelector',
+    'video_decoder': 'slam3r_ros::VideoDecoder',
+}
+BOOLEAN = ['true', 'false']
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare the arguments; what they lead to is built once their values are known."""
+    config = EnvironmentVariable('SLAM3R_CONFIG_FILE', default_value=str(SHARE / 'config' / 'slam3r.yaml'))
+    return LaunchDescription([
+        DeclareLaunchArgument(
+            'input',
+            default_value='',
+            description='video file, bag, or image topic (topic:/name); empty: VIDEO_STREAM_URL, else image_raw',
+        ),
+        DeclareLaunchArgument(
+            'engine',
+            default_value='',
+            choices=['', 'auto', 'slam3r', 'geometric'],
+            description='reconstruction engine; empty: as in params_file',
+        ),
+        DeclareLaunchArgument('params_file', default_value=config, description='ROS parameters of the nodes'),
+        DeclareLaunchArgument('rviz', default_value='false', choices=BOOLEAN, description='open RViz too'),
+        DeclareLaunchArgument(
+            'use_composition', default_value='true', choices=BOOLEAN, description='all nodes in one process'
+        ),
+        DeclareLaunchArgument(
+            'use_sim_time', default_value='false', choices=BOOLEAN, description='take the time from /clock'
+        ),
+        DeclareLaunchArgument('namespace', default_value='', description='put before all relative names'),
+        OpaqueFunction(function=build),
+    ])
+
+
+def end(event: ProcessExited, context: LaunchContext) -> Shutdown | None:
+    """End the launch when one of its processes has ended by itself, with status 1 when that one failed."""
+    if context.is_shutdown:
+        return None
+    if event.returncode:
+        raise RuntimeError(f'{event.process_name} ended with status {event.returncode}; its output says why')
+    return Shutdown()
+
+
+def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Return the nodes for the arguments given; each ends the launch when it ends."""
+    value = context.launch_configurations
+    namespace = value['namespace']
+    if not Path(value['params_file']).is_file():
+        raise RuntimeError(f'params_file {value["params_file"]}: there is no such file')
+    common = {'use_sim_time': value['use_sim_time'] == 'true'}
+    # Only what was given: else the parameters' file and the environment hold.
+    given = {
+        'video_decoder': {'input': value['input']} if value['input'] else {},
+        'slam3r': {'engine': value['engine']} if value['engine'] else {},
+    }
+    parameters = {name: [value['params_file'], common | given.get(name, {})] for name in PLUGINS}
+    actions: list[LaunchDescriptionEntity] = []
+    if value['use_composition'] == 'true':
+        actions.append(
+            ComposableNodeContainer(
+                package=PACKAGE,
+                executable='slam3r_container',
+                name='slam3r_container',
+                namespace=namespace,
+                arguments=['--exit-on-failure'],
+                composable_node_descriptions=[
+                    ComposableNode(
+                        package=PACKAGE, plugin=plugin, name=name, namespace=namespace, parameters=parameters[name]
+                    )
+                    for name, plugin in PLUGINS.items()
+                ],
+                output='screen',
+                on_exit=end,
+            )
+        )
+    else:
+        actions += [
+            Node(
+                package=PACKAGE,
+                executable=name,
+                name=name,
+                namespace=namespace,
+                parameters=parameters[name],
+                output='screen',
+                on_exit=end,
+            )
+            for name in PLUGINS
+        ]
+    if value['rviz'] == 'true':
+        arguments = ['-d', str(SHARE / 'rviz' / 'slam.rviz')]
+        actions.append(
+            Node(package='rviz2', executable='rviz2', namespace=namespace, arguments=arguments, parameters=[common])
+        )
+    return actions

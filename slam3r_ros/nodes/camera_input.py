@@ -1,0 +1,146 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Image topics as input of the decoder."""
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from slam3r_ros.transport.images import from_image, undistorter
+from slam3r_ros.transport.stamps import from_stamp
+from slam3r_ros.values import Frame
+from slam3r_ros.video.pixels import PixelError
+from slam3r_ros.video.undistort import DistortionError, Undistorter
+
+if TYPE_CHECKING:
+    from slam3r_ros.nodes.video_decoder import VideoDecoder
+
+_INFO_PATIENCE = 2.0  # seconds that images wait for the first CameraInfo when somebody publishes one
+_NOTICE = 5.0  # seconds between two lines that say what is waited for
+_COMPRESSED = '/compressed'
+
+
+class _Arrival(NamedTuple):
+    """An image message as it came."""
+
+    id: int
+    stamp: int  # nanoseconds
+    message: Image | CompressedImage
+
+
+class CameraInput:
+    """Follows an image topic and the calibration beside it; when the others are busy, the newest images win.
+
+    Attributes:
+        received: Images that came so far.
+    """
+
+    def __init__(self, node: 'VideoDecoder', topic: str):
+        """Prepare; nothing is subscribed yet."""
+        self.received = 0
+        self._unusable = 0
+        self._node = node
+        self._raw = topic.removesuffix(_COMPRESSED)
+        self._topics = [topic] if topic.endswith(_COMPRESSED) else [topic, topic + _COMPRESSED]
+        self._info: CameraInfo | None = None
+        self._undistorter: Undistorter | None = None
+        self._calibration: tuple | None = None
+        self._last_arrival = self._first_arrival = 0.0
+        self._inbox = node.worker.inbox(self._convert, depth=2)
+        self._group = MutuallyExclusiveCallbackGroup()
+        self._info_topic = self._raw.rpartition('/')[0] + '/camera_info' if '/' in self._raw else 'camera_info'
+        self._subscription: Subscription | None = None
+
+    def start(self) -> None:
+        """Subscribe, and say what is waited for."""
+        node = self._node
+        node.create_subscription(
+            CameraInfo, self._info_topic, self._take_info, self._qos(), callback_group=self._group
+        )
+        self._choose()
+        self._notice()
+        node.worker.every(0.5, self._choose)
+        node.worker.every(_NOTICE, self._notice)
+
+    @property
+    def dropped(self) -> int:
+        """Images that were broken, or came while the others were busy."""
+        return self._unusable + self._inbox.dropped
+
+    def close(self) -> None:
+        """Do nothing: the subscriptions end with their node."""
+
+    def _qos(self) -> QoSProfile:
+        qos = QoSProfile(depth=5)
+        if self._node.parameters.input_qos == 'sensor_data':
+            qos.reliability = ReliabilityPolicy.BEST_EFFORT
+        return qos
+
+    def _choose(self) -> None:
+        """Read the raw topic or, while nobody publishes that, the compressed one."""
+        node = self._node
+        alive = [topic for topic in self._topics if node.count_publishers(node.resolve_topic_name(topic))]
+        topic = (alive or self._topics)[0]
+        if self._subscription is not None:
+            if self._subscription.topic_name == node.resolve_topic_name(topic):
+                return
+            node.destroy_subscription(self._subscription)
+        message_type = CompressedImage if topic.endswith(_COMPRESSED) else Image
+        self._subscription = node.create_subscription(
+            message_type, topic, self._arrive, self._qos(), callback_group=self._group
+        )
+
+    def _notice(self) -> None:
+        if time.monotonic() - self._last_arrival > _NOTICE:
+            names = ' or '.join(self._node.resolve_topic_name(topic) for topic in self._topics)
+            self._node.get_logger().info(f'waiting for images on {names}')
+
+    def _take_info(self, message: CameraInfo) -> None:
+        self._info = message
+
+    def _arrive(self, message: Image | CompressedImage) -> None:
+        """Number and stamp an image, on a thread of the executor."""
+        self._last_arrival = time.monotonic()
+        self._first_arrival = self._first_arrival or self._last_arrival
+        stamp = from_stamp(message.header.stamp) or self._node.get_clock().now().nanoseconds
+        self._inbox.put(_Arrival(self.received, stamp, message))
+        self.received += 1
+
+    def _convert(self, arrival: _Arrival) -> None:
+        node = self._node
+        if self._must_wait_for_info():
+            self._unusable += 1
+            return
+        try:
+            image = from_image(arrival.message)
+            self._calibrate(*image.shape[1::-1])
+        except (PixelError, DistortionError) as error:
+            self._unusable += 1
+            node.get_logger().error(f'{self._raw}: {error}', throttle_duration_sec=5.0)
+            return
+        intrinsics = None
+        if self._undistorter is not None:
+            image, intrinsics = self._undistorter(image), self._undistorter.intrinsics
+        node.publish(Frame(arrival.id, arrival.stamp, image, intrinsics))
+
+    def _must_wait_for_info(self) -> bool:
+        node = self._node
+        return (
+            self._info is None
+            and time.monotonic() - self._first_arrival < _INFO_PATIENCE
+            and node.count_publishers(node.resolve_topic_name(self._info_topic)) > 0
+        )
+
+    def _calibrate(self, width: int, height: int) -> None:
+        """Bring the undistorter up to date with the newest CameraInfo."""
+        info = self._info
+        if info is None:
+            return
+        calibration = (tuple(info.k), tuple(info.d), tuple(info.p), info.width, info.height, width, height)
+        if calibration != self._calibration:
+            self._undistorter = undistorter(info, width, height, self._node.parameters.rectified)
+            self._calibration = calibration

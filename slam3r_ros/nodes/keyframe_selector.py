@@ -1,0 +1,49 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The node that looks at each frame before the engine does: advice on keyframes, blurred frames left out."""
+
+import sys
+from typing import Any
+
+from slam3r_ros.mapping.selection import FrameSelector
+from slam3r_ros.nodes.base import PipelineNode, run
+from slam3r_ros.transport.bus import create_publisher, create_subscription
+from slam3r_ros.values import Frame
+
+
+class KeyframeSelector(PipelineNode):
+    """Takes `frames`, publishes `selected_frames`."""
+
+    def __init__(self, **kwargs: Any):
+        """Wait for frames.
+
+        Raises:
+            ParameterError: A parameter makes no sense.
+        """
+        super().__init__('keyframe_selector', **kwargs)
+        p = self.parameters
+        self._selector = FrameSelector(p.keyframe_stride)
+        self._selected = create_publisher(
+            self, Frame, 'selected_frames', depth=4, frame_id=p.camera_frame, lossless=True
+        )
+        self.start_diagnostics()
+        create_subscription(self, Frame, 'frames', self._select, p.queue_depth, lossless=True)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Return what was counted."""
+        counter = self._selector
+        return {'received': counter.received, 'blurred': counter.blurred, 'unreadable': counter.unreadable}
+
+    def _select(self, frame: Frame) -> None:
+        selected = self._selector.select(frame)
+        if selected is not None and self._selected.wait_for_reader():
+            self._selected.publish(selected)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the node alone."""
+    return run(KeyframeSelector, arguments)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,265 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every ROS parameter, declared once: the nodes, config/slam3r.yaml and README.md take it from here.
+
+`python -m slam3r_ros.nodes.parameters --write` in the repository brings both files up to date.
+"""
+
+import argparse
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+
+Value = bool | int | float | str | tuple[float, ...]
+
+BEGIN, END = '<!-- parameters:begin -->', '<!-- parameters:end -->'
+
+
+class ParameterError(ValueError):
+    """A parameter or an environment variable has a value that makes no sense; the message names it."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One read-only ROS parameter; the type of `default` is its type."""
+
+    name: str
+    default: Value
+    description: str
+    range: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    environment: str = ''  # this variable, when set and not empty, gives the default
+
+    def check(self, value: Value, source: str) -> Value:
+        """Return a value in the parameter's own type.
+
+        Args:
+            value: As it came.
+            source: Who gave it, for the message.
+
+        Raises:
+            ParameterError: It is of another type or out of range.
+        """
+        if isinstance(self.default, tuple):
+            if len(value) != len(self.default) or not all(math.isfinite(each) for each in value):
+                raise ParameterError(f'{source}: {list(value)} must be {len(self.default)} finite numbers')
+            return tuple(map(float, value))
+        if isinstance(self.default, float) and type(value) is int:
+            value = float(value)  # `-p stamp_offset:=0` is meant well
+        if type(value) is not type(self.default):
+            raise ParameterError(f'{source}: {value!r} must be of type {type(self.default).__name__}')
+        if self.range and not self.range[0] <= value <= self.range[1]:
+            raise ParameterError(f'{source}: {value} is outside of {self.range[0]} ... {self.range[1]}')
+        if self.choices and value not in self.choices:
+            raise ParameterError(f'{source}: {value!r} must be one of {", ".join(self.choices)}')
+        return value
+
+    def resolve_default(self) -> Value:
+        """Return the default, which the environment may set.
+
+        Raises:
+            ParameterError: The environment variable cannot be read.
+        """
+        text = os.environ.get(self.environment, '') if self.environment else ''
+        if not text:
+            return self.default
+        source = f'environment variable {self.environment} (parameter {self.name})'
+        try:
+            value = type(self.default)(text)
+        except ValueError:
+            raise ParameterError(f'{source}: {text!r} must be of type {type(self.default).__name__}') from None
+        return self.check(value, source)
+
+
+MAP_FRAME = Parameter('map_frame', 'map', 'World frame: x forward, y left, z up (REP-105).')
+ODOM_FRAME = Parameter('odom_frame', 'odom', 'Frame of the odometry; at the map while no loop is closed.')
+BASE_FRAME = Parameter('base_frame', 'base_link', 'Frame of the body that carries the camera.')
+CAMERA_FRAME = Parameter('camera_frame', 'camera_optical_frame', 'Optical frame: z forward, x right, y down.')
+
+INPUT = Parameter(
+    'input',
+    '',
+    'Video file, bag, or image topic (`topic:/name`, or a name that begins with `/`). Empty: the topic `image_raw`.',
+    environment='VIDEO_STREAM_URL',
+)
+BAG_TOPIC = Parameter('bag_topic', '', 'Image topic of a bag; needed where it has several.')
+REALTIME = Parameter('realtime', False, 'Play a file at its own pace and drop what comes too late.')
+STAMP_OFFSET = Parameter(
+    'stamp_offset', -1.0, "Stamp of a file's first frame, seconds. -1: the clock at the start.", (-1.0, 1e10)
+)
+INPUT_QOS = Parameter(
+    'input_qos', 'sensor_data', 'Reliability asked of the image topic.', choices=('sensor_data', 'reliable')
+)
+RECTIFIED = Parameter('rectified', False, 'The images of the topic are undistorted already (`image_rect`).')
+
+KEYFRAME_STRIDE = Parameter(
+    'keyframe_stride',
+    0,
+    'Advised frames between keyframes. 0: as the motion asks.',
+    (0, 1000),
+    environment='KEYFRAME_STRIDE',
+)
+
+ENGINE = Parameter(
+    'engine', 'auto', 'Reconstruction engine. `auto`: `slam3r` when its checkpoints are there.',
+    choices=('auto', 'geometric', 'slam3r'),
+)  # fmt: skip
+CHECKPOINTS_DIR = Parameter(
+    'checkpoints_dir', '', 'Folder of the SLAM3R checkpoints.', environment='SLAM3R_CHECKPOINTS_DIR'
+)
+PUBLISH_MAP_ODOM = Parameter('publish_map_odom', True, 'Send the edge map -> odom on TF.')
+PUBLISH_ODOM_BASE = Parameter('publish_odom_base', True, 'Send the edge odom -> base_link on TF.')
+PUBLISH_BASE_CAMERA = Parameter('publish_base_camera', True, 'Send the edge base_link -> optical frame on TF.')
+BASE_TO_CAMERA = Parameter(
+    'base_to_camera',
+    (0.0, 0.0, 0.0, -math.pi / 2, 0.0, -math.pi / 2),
+    'Optical frame in base_link: x y z (map units), roll pitch yaw (radians).',
+)
+MAX_POINTCLOUD_SIZE = Parameter(
+    'max_pointcloud_size',
+    2_000_000,
+    'Points of the map cloud; the oldest are dropped first.',
+    (1000, 100_000_000),
+    environment='SLAM3R_MAX_POINTCLOUD_SIZE',
+)
+CLOUD_STRIDE = Parameter('cloud_stride', 2, 'The clouds take every so many rows and columns of a keyframe.', (1, 16))
+QUEUE_DEPTH = Parameter('queue_depth', 2, 'Frames that may wait for this node.', (1, 1000))
+
+VOXEL_SIZE_RELATIVE = Parameter(
+    'voxel_size_relative', 0.02, 'Voxel edge in map units, while the scale is unknown.', (0.001, 1.0)
+)
+VOXEL_SIZE = Parameter('voxel_size', 0.02, 'Voxel edge in metres, once the scale is known.', (0.001, 1.0))
+CHUNK_BLOCKS = Parameter('chunk_blocks', 8, 'Edge of a display chunk, one RViz marker each, in blocks.', (1, 64))
+MESH_RATE = Parameter('mesh_rate', 2.0, 'Mesh updates a second at most.', (0.1, 5.0))
+
+GROUPS: dict[str, tuple[Parameter, ...]] = {
+    'video_decoder': (INPUT, BAG_TOPIC, REALTIME, STAMP_OFFSET, INPUT_QOS, RECTIFIED, CAMERA_FRAME),
+    'keyframe_selector': (KEYFRAME_STRIDE, QUEUE_DEPTH, CAMERA_FRAME),
+    'slam3r': (
+        ENGINE,
+        CHECKPOINTS_DIR,
+        MAX_POINTCLOUD_SIZE,
+        CLOUD_STRIDE,
+        QUEUE_DEPTH,
+        MAP_FRAME,
+        ODOM_FRAME,
+        BASE_FRAME,
+        CAMERA_FRAME,
+        PUBLISH_MAP_ODOM,
+        PUBLISH_ODOM_BASE,
+        PUBLISH_BASE_CAMERA,
+        BASE_TO_CAMERA,
+    ),
+    'mesher': (VOXEL_SIZE_RELATIVE, VOXEL_SIZE, CHUNK_BLOCKS, MESH_RATE, MAP_FRAME),
+}  # by node
+
+
+def declare(node: Node, group: str) -> SimpleNamespace:
+    """Declare the parameters of one group on a node and return their values by name.
+
+    Raises:
+        ParameterError: A value or an environment variable makes no sense.
+    """
+    return SimpleNamespace(**{each.name: _declare(node, each) for each in GROUPS[group]})
+
+
+def config_file() -> str:
+    """Return the text of config/slam3r.yaml."""
+    lines = [
+        '# Copyright 2026 the slam3r_ros authors',
+        '# SPDX-License-Identifier: Apache-2.0',
+        '# Written by `python -m slam3r_ros.nodes.parameters --write`. Every parameter with its default; those that an',
+        '# environment variable sets are commented out, for a value here would win. One block for all nodes: a',
+        '# parameter of two nodes means the same in both.',
+        '/**:',
+        '  ros__parameters:',
+    ]
+    seen = set()
+    for node, group in GROUPS.items():
+        lines.append(f'    # --- {node}')
+        for each in group:
+            if each.name not in seen:
+                variable = f' [{each.environment}]' if each.environment else ''
+                lines.append(f'    # {each.description}{variable}')
+                lines.append(f'    {"# " if variable else ""}{each.name}: {_yaml(each.default)}')
+            seen.add(each.name)
+    return '\n'.join(lines) + '\n'
+
+
+def markdown_table() -> str:
+    """Return the parameter table of README.md, markers not included."""
+    lines = ['| node | parameter | default | range | environment variable | meaning |', '|---|---|---|---|---|---|']
+    for node, group in GROUPS.items():
+        for each in group:
+            allowed = ' ... '.join(map(_yaml, each.range)) if each.range else ', '.join(each.choices)
+            variable = f'`{each.environment}`' if each.environment else ''
+            lines.append(
+                f'| {node} | `{each.name}` | `{_yaml(each.default)}` | {allowed} | {variable} | {each.description} |'
+            )
+    return '\n'.join(lines) + '\n'
+
+
+def insert_table(readme: str) -> str:
+    """Return the text of README.md with the table between its markers brought up to date.
+
+    Raises:
+        ParameterError: The markers are missing.
+    """
+    if not readme.count(BEGIN) == readme.count(END) == 1 or readme.index(BEGIN) > readme.index(END):
+        raise ParameterError(f'README.md must hold the lines {BEGIN} and {END} once, in this order')
+    before, rest = readme.split(BEGIN)
+    return f'{before}{BEGIN}\n{markdown_table()}{END}{rest.split(END)[1]}'
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table and the configuration file, or write them."""
+    parser = argparse.ArgumentParser(prog='python -m slam3r_ros.nodes.parameters', description=main.__doc__)
+    parser.add_argument('--write', action='store_true', help='update config/slam3r.yaml and README.md in this folder')
+    if not parser.parse_args(argv).write:
+        print(markdown_table(), config_file(), sep='\n')
+        return 0
+    readme = Path('README.md')
+    readme.write_text(insert_table(readme.read_text()))
+    Path('config/slam3r.yaml').write_text(config_file())
+    return 0
+
+
+def _declare(node: Node, parameter: Parameter) -> Value:
+    descriptor = ParameterDescriptor(
+        description=parameter.description,
+        additional_constraints=', '.join(parameter.choices),
+        read_only=True,
+        dynamic_typing=True,  # an integer for a float is accepted; check() does the rest
+    )
+    default = parameter.resolve_default()
+    if parameter.range and isinstance(default, float):
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=parameter.range[0], to_value=parameter.range[1])
+        ]
+    elif parameter.range:
+        descriptor.integer_range = [IntegerRange(from_value=parameter.range[0], to_value=parameter.range[1])]
+    source = f'parameter {parameter.name} of {node.get_fully_qualified_name()}'
+    try:
+        value = node.declare_parameter(parameter.name, default, descriptor).value
+    except ParameterException as error:
+        raise ParameterError(f'{source}: {error}') from None
+    return parameter.check(value, source)
+
+
+def _yaml(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f'[{", ".join(f"{each:.10g}" if each % 1 else f"{each:.1f}" for each in value)}]'
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

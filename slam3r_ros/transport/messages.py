@@ -1,0 +1,187 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Our values to ROS messages and back: the type adapters of the bus (REP-2007)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slam3r_ros import msg
+from slam3r_ros.transport.clouds import from_cloud, to_cloud
+from slam3r_ros.transport.images import from_image, to_image
+from slam3r_ros.transport.poses import from_pose, to_pose
+from slam3r_ros.transport.stamps import from_stamp, to_stamp
+from slam3r_ros.values import Frame, Intrinsics, Keyframe, MeshBlock, MeshUpdate, Pose, SlamStatus, State
+
+
+class Adapter(NamedTuple):
+    """How a value becomes a message and comes back."""
+
+    message_type: type
+    to_message: Callable[[Any, str], Any]  # value, frame_id of the header
+    from_message: Callable[[Any], Any]
+    has_id: bool  # of its own, rising along the stream
+
+
+def adapter_of(value_type: type) -> Adapter:
+    """Return the adapter of one of our values.
+
+    Raises:
+        TypeError: There is none for this type.
+    """
+    if value_type not in _ADAPTERS:
+        names = ', '.join(each.__name__ for each in _ADAPTERS)
+        raise TypeError(f'{value_type.__name__} has no ROS message; the bus carries {names}')
+    return _ADAPTERS[value_type]
+
+
+def frame_to_message(frame: Frame, frame_id: str) -> msg.Frame:
+    """Return a frame as slam3r_ros/Frame."""
+    message = msg.Frame(id=frame.id, candidate=frame.candidate, stride=frame.stride, last=frame.last)
+    message.image = to_image(frame.image, frame.stamp, frame_id)
+    message.header = message.image.header
+    message.intrinsics = np.array(frame.intrinsics or (0, 0, 0, 0), float)
+    return message
+
+
+def frame_from_message(message: msg.Frame) -> Frame:
+    """Return the frame in a slam3r_ros/Frame."""
+    intrinsics = Intrinsics(*map(float, message.intrinsics)) if message.intrinsics[0] else None
+    stamp = from_stamp(message.header.stamp)
+    return Frame(
+        message.id, stamp, from_image(message.image), intrinsics, message.candidate, message.stride, message.last
+    )
+
+
+def keyframe_to_message(keyframe: Keyframe, frame_id: str) -> msg.Keyframe:
+    """Return a keyframe as slam3r_ros/Keyframe; without depth its cloud is empty."""
+    camera = keyframe.intrinsics
+    message = msg.Keyframe(
+        id=keyframe.id,
+        map_id=keyframe.map_id,
+        revision=keyframe.revision,
+        pose=to_pose(keyframe.pose.T_map_camera),
+        fx=float(camera.fx),
+        fy=float(camera.fy),
+        cx=float(camera.cx),
+        cy=float(camera.cy),
+        stride=keyframe.stride,
+        relocalised=keyframe.relocalised,
+    )
+    message.header.stamp = to_stamp(keyframe.pose.stamp)
+    message.header.frame_id = frame_id
+    if keyframe.pointmap is not None:
+        message.height, message.width = keyframe.confidence.shape
+        known = keyframe.confidence > 0
+        message.mean_confidence = float(keyframe.confidence[known].mean()) if known.any() else 0.0
+        message.cloud = to_cloud(
+            keyframe.pointmap, keyframe.colors, keyframe.pose.stamp, frame_id, keyframe.confidence
+        )
+    return message
+
+
+def keyframe_from_message(message: msg.Keyframe) -> Keyframe:
+    """Return the keyframe in a slam3r_ros/Keyframe."""
+    pointmap = confidence = colors = None
+    if message.width:
+        shape = (message.height, message.width)
+        pointmap, colors, confidence = from_cloud(message.cloud)
+        pointmap, colors, confidence = (
+            pointmap.reshape(*shape, 3),
+            colors.reshape(*shape, 3),
+            confidence.reshape(shape),
+        )
+    return Keyframe(
+        pose=Pose(message.id, from_stamp(message.header.stamp), from_pose(message.pose)),
+        intrinsics=Intrinsics(message.fx, message.fy, message.cx, message.cy),
+        pointmap=pointmap,
+        confidence=confidence,
+        colors=colors,
+        revision=message.revision,
+        map_id=message.map_id,
+        stride=message.stride,
+        relocalised=message.relocalised,
+    )
+
+
+def mesh_to_message(update: MeshUpdate, frame_id: str) -> msg.MeshUpdate:
+    """Return a mesh update as slam3r_ros/MeshUpdate."""
+    message = msg.MeshUpdate(
+        map_id=update.map_id, sequence=update.sequence, block_size=float(update.block_size), full=update.full
+    )
+    message.header.stamp = to_stamp(update.stamp)
+    message.header.frame_id = frame_id
+    message.blocks = [_block_to_message(block) for block in update.blocks]
+    return message
+
+
+def mesh_from_message(message: msg.MeshUpdate) -> MeshUpdate:
+    """Return the mesh update in a slam3r_ros/MeshUpdate."""
+    blocks = tuple(
+        MeshBlock(
+            tuple(int(i) for i in block.index),
+            np.array(block.vertices, np.float32).reshape(-1, 3),
+            np.array(block.colors, np.uint8).reshape(-1, 3),
+            np.array(block.triangles, np.uint32).reshape(-1, 3),
+        )
+        for block in message.blocks
+    )
+    stamp = from_stamp(message.header.stamp)
+    return MeshUpdate(stamp, message.map_id, message.sequence, message.block_size, message.full, blocks)
+
+
+def status_to_message(status: SlamStatus, frame_id: str) -> msg.SlamStatus:
+    """Return a status as slam3r_ros/SlamStatus."""
+    message = msg.SlamStatus(
+        state=int(status.state),
+        stages=list(status.milliseconds),
+        milliseconds=[float(each) for each in status.milliseconds.values()],
+        **{name: getattr(status, name) for name in _STATUS_FIELDS},
+    )
+    message.header.stamp = to_stamp(status.stamp)
+    message.header.frame_id = frame_id
+    return message
+
+
+def status_from_message(message: msg.SlamStatus) -> SlamStatus:
+    """Return the status in a slam3r_ros/SlamStatus."""
+    return SlamStatus(
+        stamp=from_stamp(message.header.stamp),
+        state=State(message.state),
+        milliseconds=dict(zip(message.stages, map(float, message.milliseconds), strict=True)),
+        **{name: getattr(message, name) for name in _STATUS_FIELDS},
+    )
+
+
+def _block_to_message(block: MeshBlock) -> msg.MeshBlock:
+    message = msg.MeshBlock(index=np.array(block.index, np.int32))
+    for name, dtype in (('vertices', np.float32), ('colors', np.uint8), ('triangles', np.uint32)):
+        array = np.ascontiguousarray(getattr(block, name), dtype)
+        if array.size:  # memoryview cannot cast an empty array
+            getattr(message, name).frombytes(memoryview(array).cast('B'))
+    return message
+
+
+_STATUS_FIELDS = (
+    'engine',
+    'device',
+    'model_license',
+    'scale_known',
+    'map_id',
+    'frames_in',
+    'frames_decoded',
+    'frames_dropped',
+    'keyframes',
+    'depth_skipped',
+    'finished',
+    'memory_bytes',
+    'last_error',
+)
+
+_ADAPTERS = {
+    Frame: Adapter(msg.Frame, frame_to_message, frame_from_message, has_id=True),
+    Keyframe: Adapter(msg.Keyframe, keyframe_to_message, keyframe_from_message, has_id=False),
+    MeshUpdate: Adapter(msg.MeshUpdate, mesh_to_message, mesh_from_message, has_id=False),
+    SlamStatus: Adapter(msg.SlamStatus, status_to_message, status_from_message, has_id=False),
+}

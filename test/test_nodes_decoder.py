@@ -1,0 +1,266 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+import time
+
+import cv2
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from nodes_stubs import StubSource, images
+from rclpy.qos import qos_profile_sensor_data
+from ros_helpers import next_domain, ros_fixture, wait_until  # noqa: F401
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from slam3r_ros import msg
+from slam3r_ros.nodes import base, camera_input, playback
+from slam3r_ros.nodes.keyframe_selector import KeyframeSelector
+from slam3r_ros.nodes.video_decoder import VideoDecoder, topic_of
+from slam3r_ros.transport.bus import create_publisher, create_subscription
+from slam3r_ros.transport.images import to_image
+from slam3r_ros.values import Frame, State
+from slam3r_ros.video.source import VideoError
+
+
+@pytest.fixture
+def decoder(ros, monkeypatch):
+    """Return a function that starts the decoder and a list in which its frames arrive."""
+
+    def start(source=None, callback=None, **parameters):
+        if source is not None:
+            monkeypatch.setattr(playback, 'open_source', lambda uri, offset, topic: source)
+        frames = []
+        watcher = ros.node(node_name='watcher')
+        create_subscription(watcher, Frame, 'frames', callback or frames.append, depth=2, lossless=True)
+        return ros.node(VideoDecoder, parameters=parameters), frames
+
+    return start
+
+
+def test_what_an_input_means(tmp_path):
+    bag = tmp_path / 'bag'
+    bag.mkdir()
+    assert topic_of('') == 'image_raw'
+    assert topic_of('topic:camera/image') == 'camera/image'
+    assert topic_of('/camera/image_raw') == '/camera/image_raw'
+    assert topic_of('/videos/missing.mp4') is None
+    assert topic_of(str(bag)) is None
+    assert topic_of('video.mp4') is None
+
+
+def test_a_file_is_read_without_loss_at_the_readers_pace(ros, decoder):
+    seen = []
+
+    def slow(frame):
+        time.sleep(0.003)
+        seen.append(frame.id)
+
+    source = StubSource()
+    node, _ = decoder(source, slow, input='video.mp4')
+    wait_until(lambda: len(seen) == 40)
+    assert seen == list(range(40))
+    ros.executor.remove_node(node)
+    ros.nodes.remove(node)
+    node.destroy_node()
+    assert source.closed
+
+
+def test_a_file_waits_for_a_reader(ros, monkeypatch):
+    monkeypatch.setattr(playback, 'open_source', lambda uri, offset, topic: StubSource())
+    node = ros.node(VideoDecoder, parameters={'input': 'video.mp4'})
+    time.sleep(0.3)
+    assert node.diagnostics()['received'] == 0
+    seen = []
+    create_subscription(ros.node(node_name='late'), Frame, 'frames', seen.append, depth=4, lossless=True)
+    wait_until(lambda: len(seen) == 40)
+
+
+def test_at_its_own_pace_a_file_drops_what_comes_too_late(decoder):
+    seen = []
+
+    def slow(frame):
+        time.sleep(0.1)
+        seen.append(frame.id)
+
+    start = time.monotonic()
+    node, _ = decoder(StubSource(), slow, input='video.mp4', realtime=True)
+    wait_until(lambda: seen and seen[-1] == 39)
+    assert 1.2 < time.monotonic() - start < 2.5  # 39 * 33 ms, and what was waiting
+    assert len(seen) < 25
+    assert node.diagnostics()['dropped'] == 40 - len(seen)
+
+
+@pytest.mark.parametrize('offset, expected', [(0.0, 0), (2.5, 2_500_000_000), (-1.0, None)])
+def test_stamps_start_where_the_parameter_says(ros, monkeypatch, offset, expected):
+    offsets = []
+    monkeypatch.setattr(playback, 'open_source', lambda uri, offset, topic: offsets.append(offset) or StubSource([]))
+    node = ros.node(VideoDecoder, parameters={'input': 'video.mp4', 'stamp_offset': offset})
+    wait_until(lambda: offsets)
+    now = node.get_clock().now().nanoseconds
+    assert offsets[0] == expected if expected is not None else 0 <= now - offsets[0] < 5e9
+
+
+def test_bad_input_is_told_in_one_line_and_fails_the_node(ros):
+    outside = ros.apart().node(node_name='outside')
+    statuses, diagnostics = [], []
+    outside.create_subscription(msg.SlamStatus, 'status', statuses.append, 10)
+    outside.create_subscription(DiagnosticArray, '/diagnostics', diagnostics.append, 10)
+    node = ros.node(VideoDecoder, parameters={'input': '/nowhere/video.mp4'})
+    wait_until(node.failed.done)
+    assert node.failed.result() == '/nowhere/video.mp4: does not exist; give a video file or a rosbag2 folder'
+    wait_until(lambda: statuses and diagnostics)
+    assert statuses[-1].state == State.ERROR and '/nowhere/video.mp4' in statuses[-1].last_error
+    assert diagnostics[-1].status[0].level == b'\x02'
+
+
+def test_a_file_that_breaks_in_the_middle_fails_the_node(decoder):
+    def breaking():
+        yield from images(40, missing=range(5, 40))
+        raise VideoError('video.mp4: changes size')
+
+    node, _ = decoder(StubSource(breaking()), input='video.mp4')
+    wait_until(node.failed.done)
+    assert node.diagnostics()['received'] == 5
+    assert node.last_error == 'video.mp4: changes size'
+
+
+def test_run_ends_with_status_1_on_bad_input(monkeypatch, capfd):
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(next_domain()))
+    assert base.run(VideoDecoder, ['--ros-args', '-p', 'input:=/nowhere/video.mp4']) == 1
+    assert base.run(VideoDecoder, ['--ros-args', '-p', 'input_qos:=best']) == 1
+    errors = capfd.readouterr().err
+    assert errors.count('/nowhere/video.mp4: does not exist') == 1
+    assert "VideoDecoder: parameter input_qos of /video_decoder: 'best' must be one of sensor_data, reliable" in errors
+    assert 'Traceback' not in errors
+
+
+class Camera:
+    """A camera outside of the process."""
+
+    def __init__(self, ros, compressed=False, calibrated=True):
+        self.node = ros.apart().node(node_name='camera', namespace='/cam')
+        kind, name = (CompressedImage, 'image_raw/compressed') if compressed else (Image, 'image_raw')
+        self.image = self.node.create_publisher(kind, name, 10)
+        self.info = self.node.create_publisher(CameraInfo, 'camera_info', 10) if calibrated else None
+
+    def ready(self):
+        wait_until(lambda: self.image.get_subscription_count())
+        wait_until(lambda: self.info is None or self.info.get_subscription_count())
+        time.sleep(0.2)
+
+
+def calibration(d=(), **kwargs):
+    k = [100.0, 0.0, 63.5, 0.0, 100.0, 47.5, 0.0, 0.0, 1.0]
+    return CameraInfo(width=128, height=96, k=k, d=list(d), distortion_model='plumb_bob', **kwargs)
+
+
+def test_an_image_topic_with_its_calibration(ros, decoder):
+    _, frames = decoder(input='/cam/image_raw')
+    camera = Camera(ros)
+    camera.ready()
+    picture = next(images()).image
+    first = to_image(picture, 5_000_000_000, 'cam')
+    camera.image.publish(first)  # before its calibration: not used
+    time.sleep(0.2)
+    camera.info.publish(calibration())
+    time.sleep(0.2)
+    camera.image.publish(first)
+    wait_until(lambda: frames)
+    frame = frames[0]
+    assert (frame.id, frame.stamp, frame.last) == (1, 5_000_000_000, False)
+    assert frame.intrinsics == (100.0, 100.0, 63.5, 47.5)
+    np.testing.assert_array_equal(frame.image, picture)
+
+
+def test_distortion_is_taken_out_and_a_zero_stamp_filled_in(ros, decoder):
+    node, frames = decoder(input='topic:/cam/image_raw')
+    camera = Camera(ros)
+    camera.ready()
+    camera.info.publish(calibration((-0.3, 0.1, 0.0, 0.0, 0.0)))
+    time.sleep(0.2)
+    lines = np.zeros((96, 128, 3), np.uint8)
+    camera.image.publish(to_image(lines, 0, 'cam'))
+    wait_until(lambda: frames)
+    assert abs(node.get_clock().now().nanoseconds - frames[0].stamp) < 5e9
+    assert frames[0].intrinsics.fx != 100.0  # the pinhole camera that is left has no black border
+
+
+def test_compressed_images_when_nothing_else_is_there(ros, decoder):
+    camera = Camera(ros, compressed=True, calibrated=False)
+    time.sleep(0.3)
+    _, frames = decoder(input='/cam/image_raw')
+    camera.ready()
+    picture = cv2.GaussianBlur(next(images()).image, (0, 0), 9)
+    data = cv2.imencode('.png', picture[..., ::-1])[1].tobytes()
+    message = CompressedImage(format='png')
+    message.data.frombytes(data)
+    camera.image.publish(message)
+    wait_until(lambda: frames)
+    np.testing.assert_array_equal(frames[0].image, picture)
+    assert frames[0].intrinsics is None
+
+
+def test_broken_images_are_counted_and_the_next_one_comes_through(ros, decoder):
+    node, frames = decoder(input='/cam/image_raw')
+    camera = Camera(ros, calibrated=False)
+    camera.ready()
+    good = to_image(next(images()).image, 1, 'cam')
+    bad = to_image(next(images()).image, 1, 'cam')
+    bad.height *= 2
+    strange = to_image(next(images()).image, 1, 'cam')
+    strange.encoding = '32FC1'
+    for message in (bad, strange, good):
+        camera.image.publish(message)
+        time.sleep(0.1)
+    wait_until(lambda: frames)
+    assert frames[0].id == 2
+    assert node.diagnostics()['dropped'] == 2
+
+
+def test_a_topic_keeps_the_newest_when_the_others_are_busy(ros, decoder):
+    seen = []
+
+    def slow(frame):
+        time.sleep(0.1)
+        seen.append(frame.id)
+
+    node, _ = decoder(callback=slow, input='/cam/image_raw', input_qos='reliable')
+    camera = Camera(ros, calibrated=False)
+    camera.ready()
+    for frame in images(40):
+        camera.image.publish(to_image(frame.image, frame.stamp, 'cam'))
+        time.sleep(0.02)
+    wait_until(lambda: seen and seen[-1] == 39)
+    assert len(seen) < 25
+    assert seen == sorted(seen)
+    assert node.diagnostics()['dropped'] == 40 - len(seen)
+
+
+def test_without_input_the_topic_is_waited_for_aloud(ros, capfd, monkeypatch):
+    assert camera_input._NOTICE == 5.0
+    monkeypatch.setattr(camera_input, '_NOTICE', 0.3)
+    ros.node(VideoDecoder)
+    time.sleep(0.75)
+    assert capfd.readouterr().err.count('waiting for images on /image_raw or /image_raw/compressed') == 3
+
+
+def test_images_go_out_when_asked_for(ros, decoder):
+    decoder(StubSource(images(400)), lambda frame: time.sleep(0.01), input='video.mp4')
+    seen = []
+    outside = ros.apart().node(node_name='outside')
+    outside.create_subscription(Image, 'image', seen.append, qos_profile_sensor_data)
+    wait_until(lambda: seen)
+    assert (seen[0].encoding, seen[0].width, seen[0].header.frame_id) == ('rgb8', 128, 'camera_optical_frame')
+
+
+def test_the_selector_passes_frames_on_with_advice(ros):
+    seen = []
+    create_subscription(ros.node(node_name='watcher'), Frame, 'selected_frames', seen.append, depth=100)
+    selector = ros.node(KeyframeSelector, parameters={'keyframe_stride': 4})
+    publisher = create_publisher(ros.node(node_name='feeder'), Frame, 'frames')
+    for frame in images(20):
+        publisher.publish(frame)
+    wait_until(lambda: seen and seen[-1].last)
+    assert [frame.id for frame in seen] == list(range(20))
+    assert {frame.stride for frame in seen} == {4}
+    assert [frame.id for frame in seen if frame.candidate] == [0, 4, 8, 12, 16]
+    assert selector.diagnostics()['received'] == 20

@@ -1,0 +1,291 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+import threading
+import time
+
+import numpy as np
+import pytest
+from ros_helpers import ros_fixture, wait_until  # noqa: F401
+
+from slam3r_ros import msg
+from slam3r_ros.transport.bus import close_node, create_publisher, create_subscription, worker_of
+from slam3r_ros.values import Frame, MeshBlock, MeshUpdate, SlamStatus, State
+
+
+def frame(id=0, size=(48, 64)):
+    return Frame(id, 1000 + id, np.full((*size, 3), id % 256, np.uint8))
+
+
+def test_the_very_object_arrives_within_the_process(ros):
+    node, seen = ros.node(node_name='one'), []
+    publisher = create_publisher(node, Frame, 'frames')
+    for name in ('two', 'three'):
+        create_subscription(ros.node(node_name=name), Frame, 'frames', seen.append)
+    value = frame()
+    publisher.publish(value)
+    wait_until(lambda: len(seen) == 2)
+    assert seen[0] is value and seen[1] is value
+    assert publisher.readers() == 2
+    assert publisher.outside_readers() == 0
+
+
+def test_names_are_resolved_as_ros_does(ros):
+    seen = []
+    publisher = create_publisher(ros.node(node_name='a', namespace='/left'), Frame, 'frames')
+    remapped = ros.node(node_name='b', cli_args=['--ros-args', '-r', 'pictures:=/left/frames'])
+    create_subscription(remapped, Frame, 'pictures', seen.append)
+    create_subscription(ros.node(node_name='c'), Frame, 'frames', seen.append)
+    publisher.publish(frame())
+    wait_until(lambda: seen)
+    time.sleep(0.05)
+    assert publisher.topic_name == '/left/frames'
+    assert len(seen) == 1
+
+
+def test_arrays_are_read_only_once_published(ros):
+    node = ros.node(node_name='one')
+    image = np.zeros((4, 4, 3), np.uint8)
+    create_publisher(node, Frame, 'frames').publish(Frame(0, 0, image))
+    with pytest.raises(ValueError):
+        image[0] = 1
+    vertices = np.zeros((3, 3), np.float32)
+    block = MeshBlock((0, 0, 0), vertices, np.zeros((3, 3), np.uint8), np.array([[0, 1, 2]], np.uint32))
+    create_publisher(node, MeshUpdate, 'mesh').publish(MeshUpdate(0, 0, 1, 0.1, True, (block,)))
+    with pytest.raises(ValueError):
+        vertices[0] = 1
+
+
+def test_nothing_is_converted_without_an_outside_reader(ros, monkeypatch):
+    from slam3r_ros.transport import messages
+
+    converted = []
+    adapter = messages._ADAPTERS[Frame]
+    counting = adapter._replace(to_message=lambda *args: converted.append(1) or adapter.to_message(*args))
+    monkeypatch.setitem(messages._ADAPTERS, Frame, counting)
+    seen, outside = [], []
+    publisher = create_publisher(ros.node(node_name='one'), Frame, 'frames')
+    create_subscription(ros.node(node_name='two'), Frame, 'frames', seen.append)
+    publisher.publish(frame(0))
+    assert not converted
+    for name in ('three', 'four'):
+        ros.apart().node(node_name=name).create_subscription(msg.Frame, 'frames', outside.append, 10)
+    wait_until(lambda: publisher.outside_readers() == 2)
+    time.sleep(0.2)
+    publisher.publish(frame(1))
+    wait_until(lambda: len(outside) == 2)
+    assert len(converted) == 1
+    assert [each.id for each in outside] == [1, 1]
+    assert [each.id for each in seen] == [0, 1]
+
+
+def test_values_travel_over_dds_between_processes_and_switch_to_the_inside(ros):
+    seen = []
+    far = create_publisher(ros.apart().node(node_name='far'), Frame, 'frames', frame_id='camera')
+    node = ros.node(node_name='here')
+    create_subscription(node, Frame, 'frames', seen.append)
+    wait_until(lambda: far.outside_readers() == 1)
+    time.sleep(0.2)
+    far.publish(frame(7))
+    wait_until(lambda: seen)
+    assert seen[0].id == 7 and (seen[0].image == 7).all()
+    assert not seen[0].image.flags.writeable
+
+    near = create_publisher(node, Frame, 'frames')  # from now on the inside counts
+    wait_until(lambda: far.outside_readers() == 0)
+    value = frame(8)
+    near.publish(value)
+    wait_until(lambda: len(seen) == 2)
+    assert seen[1] is value
+
+    near.close()  # and back again
+    wait_until(lambda: far.outside_readers() == 1)
+    time.sleep(0.2)
+    far.publish(frame(9))
+    wait_until(lambda: len(seen) == 3)
+    assert seen[2].id == 9
+
+
+def test_back_pressure_goes_through_a_chain(ros):
+    """A slow last node slows the first, and nothing is lost."""
+    nodes = [ros.node(node_name=f'n{i}') for i in range(3)]
+    gate, seen = threading.Event(), []
+
+    def slow(value):
+        gate.wait(5)
+        seen.append(value.id)
+
+    second = create_publisher(nodes[1], Frame, 'b')
+    create_subscription(nodes[2], Frame, 'b', slow, depth=2, lossless=True)
+    create_subscription(nodes[1], Frame, 'a', second.publish, depth=2, lossless=True)
+    first = create_publisher(nodes[0], Frame, 'a')
+    sent = []
+
+    def send():
+        for i in range(20):
+            first.publish(frame(i))
+            sent.append(i)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    time.sleep(0.2)
+    assert len(sent) == 6  # 2 wait, 1 is held by the middle node, 2 wait, 1 is in work
+    gate.set()
+    thread.join(5)
+    wait_until(lambda: len(seen) == 20)
+    assert seen == list(range(20))
+
+
+def test_back_pressure_reaches_another_process(ros):
+    """Over DDS too nothing is lost, however slow the reader, and the queue on the way stays short."""
+    gate, seen, sent = threading.Event(), [], []
+
+    def slow(value):
+        gate.wait(5)
+        seen.append(value.id)
+
+    create_subscription(ros.apart().node(node_name='slow'), Frame, 'frames', slow, depth=1, lossless=True)
+    publisher = create_publisher(ros.node(node_name='fast'), Frame, 'frames', depth=8, lossless=True)
+    assert publisher.wait_for_reader()
+
+    def send():
+        for i in range(0, 120, 3):  # ids have gaps where frames were dropped before
+            publisher.publish(frame(i))
+            sent.append(i)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    time.sleep(0.3)
+    assert len(sent) == 8
+    gate.set()
+    thread.join(10)
+    wait_until(lambda: len(seen) == 40)
+    assert seen == list(range(0, 120, 3))
+
+
+def test_a_reader_that_dies_or_says_nothing_is_not_waited_for(ros):
+    far = ros.apart()
+    mute = far.node(node_name='mute')
+    mute.create_subscription(msg.Frame, 'frames', lambda message: None, 10)
+    dying = far.node(node_name='dying')
+    gate = threading.Event()
+    create_subscription(dying, Frame, 'frames', lambda value: gate.wait(10), depth=2, lossless=True)
+    publisher = create_publisher(ros.node(node_name='fast'), Frame, 'frames', depth=2, lossless=True)
+    wait_until(lambda: publisher.outside_readers() == 2)
+    publisher.wait_for_reader()
+    thread = threading.Thread(target=lambda: [publisher.publish(frame(i)) for i in range(10)])
+    thread.start()
+    time.sleep(0.2)
+    assert thread.is_alive()
+    gate.set()
+    close_node(dying)
+    far.executor.remove_node(dying)
+    far.nodes.remove(dying)
+    dying.destroy_node()
+    thread.join(8)
+    assert not thread.is_alive()
+
+
+def test_drop_oldest_keeps_the_newest_and_counts(ros):
+    gate, seen = threading.Event(), []
+
+    def slow(value):
+        gate.wait(5)
+        seen.append(value.id)
+
+    subscription = create_subscription(ros.node(node_name='slow'), Frame, 'frames', slow, depth=2)
+    publisher = create_publisher(ros.node(node_name='fast'), Frame, 'frames')
+    publisher.publish(frame(0))
+    wait_until(lambda: not len(subscription.inbox))
+    for i in range(1, 10):
+        publisher.publish(frame(i))
+    gate.set()
+    wait_until(lambda: len(seen) == 3)
+    assert seen == [0, 8, 9]
+    assert subscription.dropped == 7
+
+
+def test_an_exception_in_one_node_does_not_touch_the_others(ros):
+    seen = []
+
+    def fails(value):
+        raise RuntimeError('engine on fire')
+
+    broken = ros.node(node_name='broken')
+    create_subscription(broken, Frame, 'frames', fails, lossless=True)
+    create_subscription(ros.node(node_name='sound'), Frame, 'frames', seen.append, lossless=True)
+    publisher = create_publisher(ros.node(node_name='fast'), Frame, 'frames')
+    for i in range(20):
+        publisher.publish(frame(i))
+    wait_until(lambda: len(seen) == 20)
+    assert worker_of(broken).last_error == 'RuntimeError: engine on fire'
+
+
+def test_a_closed_node_gets_nothing_and_blocks_nobody(ros):
+    gate, sent = threading.Event(), []
+    reader = ros.node(node_name='reader')
+    create_subscription(reader, Frame, 'frames', lambda value: gate.wait(5), depth=1, lossless=True)
+    publisher = create_publisher(ros.node(node_name='fast'), Frame, 'frames')
+    thread = threading.Thread(target=lambda: [publisher.publish(frame(i)) or sent.append(i) for i in range(5)])
+    thread.start()
+    time.sleep(0.1)
+    assert len(sent) == 2
+    worker_of(reader).stop()
+    thread.join(2)
+    gate.set()
+    close_node(reader)
+    assert len(sent) == 5
+    assert publisher.readers() == 0
+
+
+def test_a_late_publisher_waits_for_a_reader(ros):
+    node = ros.node(node_name='one')
+    publisher, results = create_publisher(node, Frame, 'frames'), []
+    thread = threading.Thread(target=lambda: results.append(publisher.wait_for_reader()))
+    thread.start()
+    time.sleep(0.1)
+    assert not results
+    create_subscription(ros.node(node_name='two'), Frame, 'frames', lambda value: None)
+    thread.join(2)
+    assert results == [True]
+
+
+def test_a_type_without_a_message_is_refused(ros):
+    with pytest.raises(TypeError, match='int has no ROS message; the bus carries Frame'):
+        create_publisher(ros.node(node_name='one'), int, 'numbers')
+
+
+def test_hand_over_is_quick(ros):
+    """Below a millisecond for a 1080p image: it would take 25 over DDS."""
+    delays, image = [], np.zeros((1080, 1920, 3), np.uint8)
+    create_subscription(ros.node(node_name='two'), Frame, 'frames', lambda f: delays.append(time.monotonic_ns() - f.stamp))
+    publisher = create_publisher(ros.node(node_name='one'), Frame, 'frames')
+    for i in range(200):
+        publisher.publish(Frame(i, time.monotonic_ns(), image))
+        time.sleep(0.0005)
+    wait_until(lambda: len(delays) == 200)
+    assert np.median(delays) < 1e6
+
+
+def test_a_malformed_message_from_outside_is_left_out(ros):
+    seen = []
+    create_subscription(ros.node(node_name='reader'), SlamStatus, 'status', seen.append)
+    publisher = ros.apart().node(node_name='far').create_publisher(msg.SlamStatus, 'status', 10)
+    wait_until(lambda: publisher.get_subscription_count())
+    time.sleep(0.2)
+    publisher.publish(msg.SlamStatus(state=99))
+    publisher.publish(msg.SlamStatus(stages=['one'], milliseconds=[]))
+    publisher.publish(msg.SlamStatus(state=1))
+    wait_until(lambda: seen)
+    assert [each.state for each in seen] == [State.TRACKING]
+
+
+def test_status_survives_the_journey(ros):
+    seen = []
+    create_subscription(ros.apart().node(node_name='far'), SlamStatus, 'status', seen.append)
+    publisher = create_publisher(ros.node(node_name='one'), SlamStatus, 'status', frame_id='map')
+    wait_until(lambda: publisher.outside_readers())
+    time.sleep(0.2)
+    status = SlamStatus(5, State.LOST, 'geometric', finished=True, milliseconds={'track': 1.5}, last_error='none')
+    publisher.publish(status)
+    wait_until(lambda: seen)
+    assert seen == [status]

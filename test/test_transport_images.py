@@ -1,0 +1,114 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+import cv2
+import numpy as np
+import pytest
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from slam3r_ros.transport import images
+from slam3r_ros.transport.images import from_image, to_image, undistorter
+from slam3r_ros.video.pixels import PixelError
+from slam3r_ros.video.undistort import DistortionError
+
+RNG = np.random.default_rng(1)
+RGB = RNG.integers(0, 256, (6, 7, 3)).astype(np.uint8)
+GREY = np.repeat(RNG.integers(0, 256, (6, 7, 1)).astype(np.uint8), 3, axis=2)
+ALPHA = np.full((6, 7, 1), 9, np.uint8)
+ENCODED = {
+    'rgb8': (RGB, RGB),
+    'bgr8': (RGB[..., ::-1], RGB),
+    'rgba8': (np.concatenate([RGB, ALPHA], axis=2), RGB),
+    'bgra8': (np.concatenate([RGB[..., ::-1], ALPHA], axis=2), RGB),
+    'mono8': (GREY[..., :1], GREY),
+}
+
+
+@pytest.mark.parametrize('padding', [0, 5])
+@pytest.mark.parametrize('encoding', ENCODED)
+def test_every_encoding_with_and_without_padded_rows(encoding, padding):
+    pixels, expected = ENCODED[encoding]
+    height, width, channels = pixels.shape
+    rows = np.full((height, width * channels + padding), 77, np.uint8)
+    rows[:, : width * channels] = pixels.reshape(height, -1)
+    message = Image(encoding=encoding, height=height, width=width, step=rows.shape[1], data=rows.tobytes())
+    image = from_image(message)
+    np.testing.assert_array_equal(image, expected)
+    assert image.flags.c_contiguous
+
+
+def test_an_image_goes_out_and_comes_back():
+    message = to_image(RGB, 1_000_000_002, 'camera')
+    assert (message.encoding, message.step, message.header.stamp.nanosec) == ('rgb8', 21, 2)
+    np.testing.assert_array_equal(from_image(message), RGB)
+
+
+def test_what_is_no_image_is_refused_clearly():
+    with pytest.raises(PixelError, match="encoding '32FC1' is not supported"):
+        from_image(Image(encoding='32FC1', height=1, width=1, step=4, data=[0] * 4))
+    with pytest.raises(PixelError, match='image of 7x6 rgb8 has 3 bytes'):
+        from_image(Image(encoding='rgb8', height=6, width=7, step=21, data=[0] * 3))
+    with pytest.raises(PixelError, match='neither JPEG nor PNG'):
+        from_image(CompressedImage(format='jpeg', data=[1, 2, 3]))
+
+
+def test_cv_bridge_takes_what_is_unknown_here(monkeypatch):
+    monkeypatch.setattr(images.interop, 'has_cv_bridge', lambda: True)
+    monkeypatch.setattr(images.interop, 'convert_image', lambda message, encoding: RGB)
+    assert from_image(Image(encoding='yuv422')) is RGB
+
+
+def test_compressed_images():
+    data = cv2.imencode('.png', RGB[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(from_image(CompressedImage(format='png', data=data)), RGB)
+
+
+def info(**kwargs):
+    k = [400.0, 0.0, 319.5, 0.0, 410.0, 239.5, 0.0, 0.0, 1.0]
+    p = [380.0, 0.0, 310.0, 0.0, 0.0, 390.0, 230.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return CameraInfo(**({'width': 640, 'height': 480, 'k': k, 'p': p, 'distortion_model': 'plumb_bob'} | kwargs))
+
+
+def test_a_straight_lens_keeps_its_camera():
+    lens = undistorter(info(d=[0.0] * 5), 640, 480)
+    assert lens.intrinsics == (400.0, 410.0, 319.5, 239.5)
+    image = np.zeros((480, 640, 3), np.uint8)
+    assert lens(image) is image
+
+
+def test_a_calibration_of_another_size_is_scaled():
+    assert undistorter(info(), 320, 240).intrinsics == (200.0, 205.0, 159.5, 119.5)
+
+
+def test_an_uncalibrated_camera_has_no_lens():
+    assert undistorter(info(k=[0.0] * 9), 640, 480) is None
+
+
+def test_rectified_images_have_the_camera_of_p():
+    lens = undistorter(info(d=[-0.3, 0.1, 0.0, 0.0, 0.0]), 640, 480, rectified=True)
+    assert lens.intrinsics == (380.0, 390.0, 310.0, 230.0)
+
+
+def test_points_of_the_world_land_where_the_pinhole_camera_says():
+    """Draw dots through a distorting lens, undistort, and look for them."""
+    d = np.array([-0.25, 0.07, 0.001, -0.002, 0.0])
+    K = np.array(info().k).reshape(3, 3)
+    points = np.array([[x, y, 2.0] for x in (-0.8, 0.0, 0.9) for y in (-0.6, 0.1, 0.7)])
+    pixels = cv2.projectPoints(points, np.zeros(3), np.zeros(3), K, d)[0].reshape(-1, 2)
+    image = np.zeros((480, 640, 3), np.uint8)
+    for u, v in pixels:
+        cv2.circle(image, (round(u * 16), round(v * 16)), 3 * 16, (255, 255, 255), -1, cv2.LINE_AA, shift=4)
+    lens = undistorter(info(d=d.tolist()), 640, 480)
+    after = lens(image)[..., 0].astype(float)
+    v, u = np.mgrid[:480, :640]
+    for x, y, z in points:
+        fx, fy, cx, cy = lens.intrinsics
+        where = np.array([fx * x / z + cx, fy * y / z + cy])
+        near = after * ((u - where[0]) ** 2 + (v - where[1]) ** 2 < 10**2)
+        assert near.sum() > 0
+        centre = np.array([(near * u).sum(), (near * v).sum()]) / near.sum()
+        np.testing.assert_allclose(centre, where, atol=0.3)
+
+
+def test_an_unknown_lens_is_refused_clearly():
+    with pytest.raises(DistortionError, match="distortion model 'magic'"):
+        undistorter(info(d=[0.1] * 5, distortion_model='magic'), 640, 480)
