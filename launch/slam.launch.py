@@ -5,22 +5,17 @@
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
 from launch.events.process import ProcessExited
 from launch.substitutions import EnvironmentVariable
 from launch_ros.actions import ComposableNodeContainer, Node
 from launch_ros.descriptions import ComposableNode
 
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from slam3r_ros.container import GRAPH  # plugins by executable and node name, the last in the chain first
 
 PACKAGE = 'slam3r_ros'
 SHARE = Path(get_package_share_directory(PACKAGE))
-PLUGINS = {  # by executable and node name, from the last in the chain to the first
-    'mesher': 'slam3r_ros::Mesher',
-    'slam3r': 'slam3r_ros::Slam3r',
-    'keyframe_selector': 'slam3r_ros::KeyframeSelector',
-    'video_decoder': 'slam3r_ros::VideoDecoder',
-}
 BOOLEAN = ['true', 'false']
 
 
@@ -73,7 +68,7 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         'video_decoder': {'input': value['input']} if value['input'] else {},
         'slam3r': {'engine': value['engine']} if value['engine'] else {},
     }
-    parameters = {name: [value['params_file'], common | given.get(name, {})] for name in PLUGINS}
+    parameters = {name: [value['params_file'], common | given.get(name, {})] for name in GRAPH}
     actions: list[LaunchDescriptionEntity] = []
     if value['use_composition'] == 'true':
         actions.append(
@@ -87,7 +82,7 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                     ComposableNode(
                         package=PACKAGE, plugin=plugin, name=name, namespace=namespace, parameters=parameters[name]
                     )
-                    for name, plugin in PLUGINS.items()
+                    for name, plugin in GRAPH.items()
                 ],
                 output='screen',
                 on_exit=end,
@@ -104,7 +99,7 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 output='screen',
                 on_exit=end,
             )
-            for name in PLUGINS
+            for name in GRAPH
         ]
     if value['rviz'] == 'true':
         arguments = ['-d', str(SHARE / 'rviz' / 'slam.rviz')]

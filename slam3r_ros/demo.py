@@ -97,6 +97,7 @@ def run(arguments: argparse.Namespace, staging: Path, frames: int | None) -> dic
             parameters = {
                 'video_decoder': {'input': str(arguments.video.resolve()), 'stamp_offset': 0.0},
                 'slam3r': {'engine': arguments.engine},
+                'mesher': {'mesh_rate': 1.0},  # keeps the bag small
             }
             for name in GRAPH:
                 graph.load(name, parameters.get(name, {}))

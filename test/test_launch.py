@@ -43,9 +43,8 @@ def slam(tmp_path, monkeypatch):
 
 def arguments(slam, monkeypatch):
     """Return the launch arguments and their defaults."""
-    from launch.utilities import perform_substitutions
-
     from launch import LaunchContext
+    from launch.utilities import perform_substitutions
 
     declared = slam['generate_launch_description']().get_launch_arguments()
     return {each.name: perform_substitutions(LaunchContext(), each.default_value) for each in declared}
@@ -64,10 +63,6 @@ def test_the_arguments_and_their_defaults(slam, monkeypatch):
     }
     monkeypatch.setenv('SLAM3R_CONFIG_FILE', '/my.yaml')
     assert arguments(slam, monkeypatch)['params_file'] == '/my.yaml'
-
-
-def test_the_plugins_are_those_of_the_container(slam):
-    assert list(slam['PLUGINS'].items()) == list(GRAPH.items())
 
 
 LAUNCH = """

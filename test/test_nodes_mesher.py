@@ -23,7 +23,7 @@ class Bench:
         self.feeder = ros.node(node_name='feeder')
         self.keyframes = create_publisher(self.feeder, Keyframe, 'keyframes')
         self.status = create_publisher(self.feeder, SlamStatus, 'status')
-        self.node = ros.node(Mesher, parameters={'mesh_rate': 5.0} | parameters)
+        self.node = ros.node(Mesher, parameters={'mesh_rate': 5.0, 'mesh_min_weight': 0.0} | parameters)
         self.outside = ros.apart().node(node_name='outside')
 
     def watch(self):

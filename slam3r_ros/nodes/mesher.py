@@ -21,6 +21,7 @@ from slam3r_ros.transport.messages import mesh_to_message
 from slam3r_ros.values import Keyframe, MeshUpdate, SlamStatus
 
 _QUEUE = 32  # keyframes
+_SPECK = 50  # triangles: smaller pieces are not saved
 
 
 class Mesher(PipelineNode):
@@ -35,7 +36,7 @@ class Mesher(PipelineNode):
         super().__init__('mesher', **kwargs)
         p = self.parameters
         self._scale_known = False
-        self._mesher = BlockMesher(p.voxel_size_relative)
+        self._mesher = self._make_mesher()
         self._mesh = create_publisher(self, MeshUpdate, 'mesh', frame_id=p.map_frame)
         self._markers = self.create_publisher(MarkerArray, 'mesh_markers', QoSProfile(depth=10))
         self._chunks: DisplayChunks | None = None  # what RViz shows; None while nobody looks
@@ -52,6 +53,12 @@ class Mesher(PipelineNode):
         """Return what the mesher counts."""
         return self._mesher.counters
 
+    def _make_mesher(self) -> BlockMesher:
+        p = self.parameters
+        voxel_size = p.voxel_size if self._scale_known else p.voxel_size_relative
+        blocks = BlockMesher.blocks_within(p.mesh_memory_mb)
+        return BlockMesher(voxel_size, max_blocks=blocks, min_weight=p.mesh_min_weight)
+
     def _integrate(self, keyframe: Keyframe) -> None:
         if keyframe.map_id >= self._mesher.map_id:  # else it was on its way when the map was reset
             self._mesher.integrate(keyframe)
@@ -60,9 +67,8 @@ class Mesher(PipelineNode):
         """Begin a new map when the engine did; show the rest when it has finished."""
         if status.scale_known != self._scale_known:
             self._scale_known = status.scale_known
-            p = self.parameters
             sequence = self._mesher.sequence
-            self._mesher = BlockMesher(p.voxel_size if status.scale_known else p.voxel_size_relative)
+            self._mesher = self._make_mesher()
             self._mesher.sequence = sequence
             self._mesher.reset(status.map_id)
         elif status.map_id > self._mesher.map_id:
@@ -107,7 +113,7 @@ class Mesher(PipelineNode):
             raise SaveError('the mesh is empty, nothing was written; map something first')
         paths = files_to_write(request, ('mesh.ply', 'mesh.glb'))
         for path in paths:
-            write_mesh(path, *mesh)
+            write_mesh(path, *mesh, min_component=_SPECK)
         return {'files': [str(path) for path in paths]}
 
     def _get(self, request: GetMesh.Request) -> dict[str, Any]:

@@ -136,6 +136,12 @@ VOXEL_SIZE_RELATIVE = Parameter(
     'voxel_size_relative', 0.02, 'Voxel edge in map units, while the scale is unknown.', (0.001, 1.0)
 )
 VOXEL_SIZE = Parameter('voxel_size', 0.02, 'Voxel edge in metres, once the scale is known.', (0.001, 1.0))
+MESH_MIN_WEIGHT = Parameter(
+    'mesh_min_weight', 0.25, 'Summed confidence that a voxel must reach to be shown; 0 shows all.', (0.0, 100.0)
+)
+MESH_MEMORY = Parameter(
+    'mesh_memory_mb', 1024, 'Memory of the voxels; when it is full those longest untouched go.', (16, 1_000_000)
+)
 CHUNK_BLOCKS = Parameter('chunk_blocks', 8, 'Edge of a display chunk, one RViz marker each, in blocks.', (1, 64))
 MESH_RATE = Parameter('mesh_rate', 2.0, 'Mesh updates a second at most.', (0.1, 5.0))
 
@@ -157,7 +163,7 @@ GROUPS: dict[str, tuple[Parameter, ...]] = {
         PUBLISH_BASE_CAMERA,
         BASE_TO_CAMERA,
     ),
-    'mesher': (VOXEL_SIZE_RELATIVE, VOXEL_SIZE, CHUNK_BLOCKS, MESH_RATE, MAP_FRAME),
+    'mesher': (VOXEL_SIZE_RELATIVE, VOXEL_SIZE, MESH_MIN_WEIGHT, MESH_MEMORY, CHUNK_BLOCKS, MESH_RATE, MAP_FRAME),
 }  # by node
 
 

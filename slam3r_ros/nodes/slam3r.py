@@ -87,11 +87,18 @@ class Slam3r(PipelineNode):
         if output.pose is not None:
             self._poses.tell(output.pose)
         for keyframe in output.keyframes:
-            self._map_id = keyframe.map_id
+            if keyframe.map_id != self._map_id:
+                self._begin_map(keyframe.map_id)
             self._keyframe_ids.add(keyframe.id)
             self._keyframes.publish(keyframe)
             self._poses.add(keyframe)
             self._clouds.add(keyframe)
+
+    def _begin_map(self, map_id: int) -> None:
+        self._map_id = map_id
+        self._keyframe_ids.clear()
+        self._poses.clear()
+        self._clouds.clear()
 
     def _finish(self) -> None:
         self._hand_on(self._engine.finish())
@@ -131,10 +138,7 @@ class Slam3r(PipelineNode):
 
     def _reset(self, request: Trigger.Request) -> dict[str, Any]:
         self._engine.reset()
-        self._map_id += 1
-        self._keyframe_ids.clear()
-        self._poses.clear()
-        self._clouds.clear()
+        self._begin_map(self._map_id + 1)
         self._publish_status()
         return {'message': f'map {self._map_id} begins'}
 
