@@ -1,0 +1,254 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The geometric engine on a small rendered sequence: two textured walls and a card, seen by a moving camera."""
+
+import cv2
+import numpy as np
+import pytest
+from test_geometric_tracks import texture
+
+from slam3r_ros.engines import create_engine
+from slam3r_ros.engines.geometric.adjust import rotate
+from slam3r_ros.engines.geometric.engine import GeometricEngine
+from slam3r_ros.engines.protocol import EngineError
+from slam3r_ros.mapping.frames import T_MAP_OPTICAL, invert, rigid, transform
+from slam3r_ros.mapping.registration import similarity
+from slam3r_ros.values import Frame, Intrinsics, State
+
+WIDTH, HEIGHT, FOCAL = 320, 240, 280.0
+K = np.array([[FOCAL, 0, (WIDTH - 1) / 2], [0, FOCAL, (HEIGHT - 1) / 2], [0, 0, 1]])
+INTRINSICS = Intrinsics(FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2)
+PLANES = (  # origin, edge along the texture's width, edge along its height; far ones first
+    ((-4, -3, 4), (8, 0, 0), (0, 6, 0)),
+    ((-3.5, 1.2, 5), (7, 0, 0), (0, 0.4, -4)),
+    ((0.1, -0.7, 2.4), (0.9, 0, 0.2), (0, 0.8, 0)),
+)
+
+
+def render(T_world_camera: np.ndarray) -> np.ndarray:
+    """Draw the planes as a camera sees them, (H, W, 3) uint8 RGB."""
+    image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+    T = invert(T_world_camera)
+    for seed, (origin, u, v) in enumerate(PLANES):
+        pattern = np.dstack([texture(512, 640, 3 * seed + channel) for channel in range(3)])
+        corners = transform(T, np.array([origin, np.add(origin, u), np.add(np.add(origin, u), v), np.add(origin, v)],
+                                        float))
+        assert corners[:, 2].min() > 0.1
+        pixels = (corners @ K.T)[:, :2] / corners[:, 2:]
+        H = cv2.getPerspectiveTransform(np.float32([[0, 0], [639, 0], [639, 511], [0, 511]]), np.float32(pixels))
+        drawn = cv2.warpPerspective(pattern, H, (WIDTH, HEIGHT), flags=cv2.INTER_AREA)
+        mask = cv2.warpPerspective(np.full(pattern.shape[:2], 255, np.uint8), H, (WIDTH, HEIGHT)) > 127
+        image[mask] = drawn[mask]
+    return image
+
+
+def pose(step: float) -> np.ndarray:
+    """Return T_world_camera (4, 4) at a time of the sequence."""
+    centre = [0.035 * step, 0.1 * np.sin(step / 8), 0.01 * step]
+    return rigid(rotate(np.eye(3), [0.05 * np.sin(step / 9), -0.006 * step, 0.01 * np.sin(step / 5)]), np.array(centre))
+
+
+@pytest.fixture(scope='module')
+def images():
+    """Return forty images, (H, W, 3) uint8."""
+    return [render(pose(step)) for step in range(40)]
+
+
+def frames(images, intrinsics=None) -> list[Frame]:
+    """Wrap images as a stream of 30 frames a second."""
+    return [Frame(id, id * 33_000_000, image, intrinsics, last=id == len(images) - 1) for id, image in enumerate(images)]
+
+
+def error(poses) -> float:
+    """Return the root mean square distance to the true path after a similarity, relative to its length."""
+    truth = np.array([pose(p.id)[:3, 3] for p in poses])
+    found = np.array([p.T_map_camera[:3, 3] for p in poses])
+    scale, R, t = similarity(found, truth)
+    length = np.linalg.norm(np.diff(truth, axis=0), axis=1).sum()
+    return float(np.sqrt((((scale * found @ R.T + t) - truth) ** 2).sum(1).mean()) / length)
+
+
+@pytest.fixture(scope='module')
+def run(images):
+    """Run the engine over the sequence; return it with its live poses, its keyframes and its states."""
+    engine = create_engine('auto', focal=0.0)
+    live, keyframes, states = [], [], []
+    for frame in frames(images, INTRINSICS):
+        output = engine.process(frame)
+        states.append(engine.state)
+        keyframes += output.keyframes
+        live += [output.pose] if output.pose else []
+    output = engine.finish()
+    keyframes += output.keyframes
+    yield engine, live, keyframes, states
+    engine.close()
+
+
+def test_tracks_the_sequence(run):
+    engine, live, _, states = run
+    assert states[0] == State.INITIALIZING
+    first = states.index(State.TRACKING)
+    assert 0 < first <= 10
+    assert set(states[first:]) == {State.TRACKING}
+    assert [p.id for p in live] == list(range(first, 40))
+    assert error(live) < 0.01
+    assert engine.milliseconds['tracking'] > 0
+
+
+def test_trajectory_is_back_filled(run):
+    engine, *_ = run
+    trajectory = engine.trajectory()
+    assert [p.id for p in trajectory] == list(range(40))
+    assert [p.stamp for p in trajectory] == [33_000_000 * i for i in range(40)]
+    assert error(trajectory) < 0.01
+    np.testing.assert_allclose(trajectory[0].T_map_camera, T_MAP_OPTICAL, atol=0.02)
+
+
+def test_keyframes_carry_rising_revisions_and_depth(run):
+    _, _, keyframes, _ = run
+    by_id = {}
+    for keyframe in keyframes:
+        by_id.setdefault(keyframe.id, []).append(keyframe)
+        assert keyframe.pose.id == keyframe.id and keyframe.map_id == 0 and keyframe.stride >= 1
+        assert not keyframe.relocalised
+    assert len(by_id) >= 4
+    for revisions in by_id.values():
+        assert [k.revision for k in revisions] == list(range(len(revisions)))
+        assert revisions[0].pointmap is None
+    first = by_id[min(by_id)]
+    np.testing.assert_allclose(first[-1].pose.T_map_camera, T_MAP_OPTICAL, atol=1e-9)
+    with_depth = [r[-1] for r in by_id.values() if r[-1].pointmap is not None]
+    assert len(with_depth) >= 0.7 * len(by_id)
+    for keyframe in with_depth:
+        assert keyframe.pointmap.dtype == np.float32 and keyframe.pointmap.shape[:2] == keyframe.confidence.shape
+        np.testing.assert_array_equal(np.isnan(keyframe.pointmap[..., 2]), keyframe.confidence == 0)
+
+
+def test_unit_is_the_median_depth(run):
+    _, _, keyframes, _ = run
+    depths = [k.pointmap[..., 2] for k in keyframes if k.pointmap is not None and k.id < 10]
+    assert 0.7 < np.nanmedian(np.concatenate([d.ravel() for d in depths])) < 1.4
+
+
+def test_depth_is_true(run):
+    _, live, keyframes, _ = run
+    truth = np.array([pose(p.id)[:3, 3] for p in live])
+    scale, *_ = similarity(np.array([p.T_map_camera[:3, 3] for p in live]), truth)
+    last = {k.id: k for k in keyframes if k.pointmap is not None}
+    errors = []
+    for keyframe in last.values():
+        points = keyframe.pointmap[keyframe.confidence > 0] * scale
+        world = transform(pose(keyframe.id), points.astype(float))
+        distances = []
+        for origin, u, v in PLANES:
+            normal = np.cross(u, v)
+            distances.append(np.abs((world - origin) @ normal) / np.linalg.norm(normal))
+        errors.append(np.min(distances, axis=0) / points[:, 2])
+    assert np.mean(np.concatenate(errors)) < 0.03
+
+
+def test_estimates_the_focal_length(images):
+    engine = GeometricEngine(dense=False)
+    live = [output.pose for output in map(engine.process, frames(images)) if output.pose]
+    assert engine.focal == pytest.approx(FOCAL, rel=0.1)
+    assert error(live) < 0.02
+
+
+def test_lost_and_found_again(images):
+    engine = GeometricEngine(focal=FOCAL, dense=False)
+    blank = np.full_like(images[0], 128)
+    stream = images[:30] + [blank] * 5 + images[25:20:-1]
+    outputs, states = [], []
+    for frame in frames(stream):
+        outputs.append(engine.process(frame))
+        states.append(engine.state)
+    assert states[30] == State.LOST and states[31] == State.RELOCALIZING
+    assert all(output.pose is None for output in outputs[30:35])
+    assert states[35] == State.TRACKING and outputs[35].keyframes[-1].relocalised
+    np.testing.assert_allclose(outputs[35].pose.T_map_camera, outputs[25].pose.T_map_camera, atol=0.03)
+    assert {p.id for p in engine.trajectory()} == set(range(30)) | set(range(35, 40))
+
+
+def test_young_map_that_stays_lost_is_given_up(images):
+    engine = GeometricEngine(focal=FOCAL, dense=False)
+    other = [np.ascontiguousarray(np.rot90(image, 2)) for image in images]
+    stream = images[:12] + [np.zeros_like(images[0])] * 40 + other + other[::-1]  # a blind camera is no reason to give up
+    keyframes = []
+    for frame in frames(stream):
+        keyframes += engine.process(frame).keyframes
+        assert frame.id > 75 or {k.map_id for k in keyframes} <= {0}
+    assert {k.map_id for k in keyframes} == {0, 1}
+    assert engine.state == State.TRACKING
+    assert min(p.id for p in engine.trajectory()) >= 81
+
+
+def test_reset_starts_another_map(images):
+    engine = GeometricEngine(focal=FOCAL, dense=False, map_id=4)
+    first = [k for frame in frames(images[:12]) for k in engine.process(frame).keyframes]
+    engine.reset()
+    assert engine.state == State.INITIALIZING and engine.trajectory() == []
+    small = [cv2.resize(image, (240, 180), interpolation=cv2.INTER_AREA) for image in images[:12]]
+    second = [k for frame in frames(small, INTRINSICS.scaled(0.75, 0.75)) for k in engine.process(frame).keyframes]
+    assert {k.map_id for k in first} == {4} and {k.map_id for k in second} == {5}
+    np.testing.assert_allclose(second[0].pose.T_map_camera, T_MAP_OPTICAL, atol=1e-9)
+
+
+def test_the_same_again(images):
+    def run() -> np.ndarray:
+        engine = GeometricEngine(dense=False, seed=3)
+        for frame in frames(images[:20]):
+            engine.process(frame)
+        return np.array([p.T_map_camera for p in engine.trajectory()])
+
+    np.testing.assert_array_equal(run(), run())
+
+
+def test_pixels_need_not_be_square(images):
+    wide = [cv2.resize(image, (480, 240), interpolation=cv2.INTER_LINEAR) for image in images[:25]]
+    engine = GeometricEngine(dense=False)
+    outputs = [engine.process(frame) for frame in frames(wide, INTRINSICS.scaled(1.5, 1))]
+    assert error([output.pose for output in outputs if output.pose]) < 0.02
+    keyframe = [k for output in outputs for k in output.keyframes][-1]
+    assert keyframe.intrinsics.fx / keyframe.intrinsics.fy == pytest.approx(1.5, rel=0.01)
+
+
+def test_large_images_are_tracked_small(images):
+    engine = GeometricEngine(focal=4 * FOCAL, dense=False)
+    large = [cv2.resize(image, (1280, 960), interpolation=cv2.INTER_CUBIC) for image in images[:15]]
+    outputs = [engine.process(frame) for frame in frames(large)]
+    assert outputs[-1].pose is not None
+    assert next(k for o in outputs for k in o.keyframes).intrinsics.fx == pytest.approx(4 * FOCAL)
+
+
+def test_blank_video_never_starts():
+    engine = GeometricEngine(dense=False)
+    for frame in frames([np.full((120, 160, 3), 50, np.uint8)] * 10):
+        assert engine.process(frame).pose is None
+    assert engine.state == State.INITIALIZING
+    assert engine.finish() == (None, ()) and engine.trajectory() == []
+
+
+@pytest.mark.parametrize('image, words', [
+    (np.zeros((1, 1, 3), np.uint8), '1 x 1 pixels, too small'),
+    (np.zeros((240, 63, 3), np.uint8), '63 x 240 pixels, too small'),
+    (np.zeros((240, 320), np.uint8), 'RGB'),
+    (np.zeros((240, 320, 3), np.float32), 'float32'),
+])
+def test_bad_images_are_named(image, words):
+    with pytest.raises(EngineError, match=words):
+        GeometricEngine(dense=False).process(Frame(0, 0, image))
+
+
+def test_changed_size_is_an_error(images):
+    engine = GeometricEngine(dense=False)
+    engine.process(Frame(0, 0, images[0]))
+    with pytest.raises(EngineError, match='frame 1 is 160 x 120 pixels, those before were 320 x 240'):
+        engine.process(Frame(1, 1, np.zeros((120, 160, 3), np.uint8)))
+    assert engine.process(Frame(2, 2, images[1])).pose is None  # goes on with the old size
+
+
+def test_engines_by_name():
+    with pytest.raises(EngineError, match='not available yet'):
+        create_engine('slam3r')
+    with pytest.raises(EngineError, match="no engine 'lidar'"):
+        create_engine('lidar')
