@@ -91,7 +91,7 @@ class GeometricEngine:
 
     @property
     def milliseconds(self) -> dict[str, float]:
-        """Median time of each stage; `keyframe` is the whole of a frame that became one."""
+        """Median time of each stage; `keyframe` is tracking and all that comes with a keyframe, but its depth."""
         own = {stage: float(np.median(times)) for stage, times in self._times.items()}
         return {**own, **(self._dense.milliseconds if self._dense else {})}
 
@@ -116,7 +116,7 @@ class GeometricEngine:
             self._open(frame)
         start = time.perf_counter()
         self._stamps[frame.id] = frame.stamp
-        image = frame.image
+        image = np.ascontiguousarray(frame.image)
         if image.shape[:2] != self._size:
             smaller = self._size < image.shape[:2]
             image = cv2.resize(image, self._size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
@@ -124,8 +124,8 @@ class GeometricEngine:
         if step.abandoned:
             self._map_id += 1
             self._forget_keyframes()
-        keyframes = self._insert(step)
         self._times['keyframe' if step.inserted else 'tracking'].append(1000 * (time.perf_counter() - start))
+        keyframes = self._insert(step)
         if step.adjusted:
             self._tell_poses()
         keyframes += self._collect()

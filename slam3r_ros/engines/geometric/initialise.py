@@ -13,7 +13,7 @@ import numpy as np
 
 from slam3r_ros.engines.geometric.adjust import FocalPrior
 from slam3r_ros.engines.geometric.pose import estimate_pose, pinhole
-from slam3r_ros.engines.geometric.sparse_map import SparseKeyframe, SparseMap, triangulate
+from slam3r_ros.engines.geometric.sparse_map import PointState, SparseKeyframe, SparseMap, triangulate
 from slam3r_ros.mapping.frames import rigid
 
 _FEW = 60  # tracks: too few to go on
@@ -92,7 +92,7 @@ class Initialiser:
             map = SparseMap(focal)
             map.allocate(count)
             map.positions[sight.ids[rows_b][sound]] = points[sound]
-            map.states[sight.ids[rows_b][sound]] = 1
+            map.states[sight.ids[rows_b][sound]] = PointState.GOOD
             cost = self._adjust(map, T, prior)
             if cost < best_cost:
                 best, best_cost = map, cost
@@ -120,7 +120,7 @@ class Initialiser:
         rms = map.adjust(others, [0], 15)
         if prior:
             rms = map.adjust(others, [0], 15, prior)
-        if rms > _MAX_RMS or (map.states == 1).sum() < _MIN_POINTS:
+        if rms > _MAX_RMS or (map.states == PointState.GOOD).sum() < _MIN_POINTS:
             return np.inf
         map.rescale(1 / np.median(np.concatenate([map.depths(k)[1] for k in map.keyframes])))
         return rms

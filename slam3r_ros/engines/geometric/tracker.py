@@ -20,9 +20,9 @@ from slam3r_ros.values import State
 
 _FOCAL_GUESS = 0.85  # of the longer side, a usual camera
 _FOCAL_SPREAD = 0.25  # of the guess, one sigma
+_FIRST_SPREAD = 0.08  # at the start: so few frames say more of their noise than of the focal length
 _FOCAL_HYPOTHESES = (0.6, 0.85, 1.2)  # of the longer side
 _FEW_GOOD = 40  # triangulated points: fewer, and borrowed depths help
-_MIN_INLIERS = 12
 _MIN_SHARE = 0.35
 _DROP = 5.0  # pixels at which a track leaves its point
 _FLOW = 0.06  # of the longer side since the last keyframe: time for one
@@ -78,11 +78,12 @@ class Tracker:
         self._window = window
         self._random = np.random.default_rng(seed)
         self._max_features = max_features
-        self._prior = None
+        self._prior = self._first_prior = None
         self._focals = [focal]
         if not focal:
             guess = _FOCAL_GUESS * self._longer
             self._prior = FocalPrior(guess, _FOCAL_SPREAD * guess)
+            self._first_prior = FocalPrior(guess, _FIRST_SPREAD * guess)
             self._focals = [share * self._longer for share in _FOCAL_HYPOTHESES]
         self._descriptor = Descriptor()
         self._begin()
@@ -124,8 +125,8 @@ class Tracker:
         self._motion = pose.T_camera_world @ invert(self._T)
         self._T = pose.T_camera_world
         self.state = State.TRACKING
-        self._place(id)
-        if not self._keyframe_due(id, candidate):
+        self._place(id, self._T, self.map.keyframes[-1])
+        if not self._keyframe_due(candidate):
             return Step(invert(self._T), secured, adjusted=bool(secured))
         self._insert(id, image)
         return Step(invert(self._T), (*secured, (self.map.keyframes[-1], image)), adjusted=True)
@@ -140,13 +141,14 @@ class Tracker:
         return ((self.map.keyframes[-1], image),)
 
     def _initialise(self, id: int, image: np.ndarray) -> Step:
+        """Wait for parallax; then make the map and place the frames waited for."""
         sight = Sight(id, self._tracks.ids, self._pixels, image)
         if self._initialiser.faded(sight):
             self._tracks.clear()
             self._tracks.detect()
             self._initialiser.restart(Sight(id, self._tracks.ids, self._pixels, image))
             return Step(None)
-        map = self._initialiser.add(sight, self._focals, self._prior, self.map.count)
+        map = self._initialiser.add(sight, self._focals, self._first_prior, self.map.count)
         if map is None:
             return Step(None)
         self.map = map
@@ -164,7 +166,7 @@ class Tracker:
             pose = estimate_pose(map.positions[earlier.ids[good]], earlier.pixels[good], map.focal,
                                  nearest.T_camera_world)
             if pose is not None:
-                self._place_at(earlier.id, pose.T_camera_world, nearest)
+                self._place(earlier.id, pose.T_camera_world, nearest)
         self._T, self._motion = newest.T_camera_world, np.eye(4)
         self._initialiser.sights = []
         self._tracks.detect()
@@ -183,17 +185,18 @@ class Tracker:
         ids = self._tracks.ids
         usable = self.map.good(ids)
         if usable.sum() < _FEW_GOOD:
-            usable = self.map.states[ids] > 0
+            usable = self.map.states[ids] > PointState.UNSEEN
         pose = estimate_pose(self.map.positions[ids[usable]], self._pixels[usable], self.map.focal,
                              self._motion @ self._T)
-        if pose is None or pose.inliers.sum() < _MIN_INLIERS or pose.share < _MIN_SHARE:
+        if pose is None or pose.share < _MIN_SHARE:
             return None
         keep = np.ones(len(ids), bool)
         keep[np.flatnonzero(usable)[pose.errors > _DROP]] = False
         self._tracks.keep(keep)
         return pose
 
-    def _keyframe_due(self, id: int, candidate: bool) -> bool:
+    def _keyframe_due(self, candidate: bool) -> bool:
+        """Tell whether the view has changed, or points have gone, enough for a keyframe."""
         last = self.map.keyframes[-1]
         good = int(self.map.good(self._tracks.ids).sum())
         _, then, now = np.intersect1d(last.ids, self._tracks.ids, assume_unique=True, return_indices=True)
@@ -220,16 +223,13 @@ class Tracker:
         keep[first] = True
         self._tracks.keep(keep & (self.map.states[self._tracks.ids] != PointState.BAD))
         self._T = keyframe.T_camera_world
-        self._place_at(id, self._T, keyframe)
+        self._place(id, self._T, keyframe)
         self._keyframe_made()
 
     def _keyframe_made(self) -> None:
         self._points_at_keyframe = int(self.map.good(self._tracks.ids).sum())
 
-    def _place(self, id: int) -> None:
-        self._place_at(id, self._T, self.map.keyframes[-1])
-
-    def _place_at(self, id: int, T_camera_world: np.ndarray, keyframe: SparseKeyframe) -> None:
+    def _place(self, id: int, T_camera_world: np.ndarray, keyframe: SparseKeyframe) -> None:
         self.placements[id] = Placement(keyframe, T_camera_world @ invert(keyframe.T_camera_world))
 
     def _relocalise(self, id: int, image: np.ndarray, tracked: CameraPose | None) -> Step | None:
@@ -279,7 +279,7 @@ class Tracker:
             order = order[np.argsort([abs(keyframes[n].id - id) for n in order], kind='stable')]
             found = relocalise(self.map, order[:_NEWEST], features.descriptors, features.pixels)
             if found is not None:
-                self._place_at(id, found.pose.T_camera_world, keyframes[order[0]])
+                self._place(id, found.pose.T_camera_world, keyframes[order[0]])
         self._lost.clear()
 
     def finish(self) -> None:
