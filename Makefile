@@ -7,9 +7,9 @@ PYTHON ?= python3
 OUT ?= out
 ENVIRONMENT = .venv
 READY = $(ENVIRONMENT)/.ready
-# Nodes talk over loopback only, on a domain of their own.
+# Nodes talk over loopback only.
 RUN = AMENT_PREFIX_PATH='$(CURDIR)/$(ENVIRONMENT)' ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST \
-      ROS_DOMAIN_ID=$${ROS_DOMAIN_ID:-42} PATH='$(CURDIR)/$(ENVIRONMENT)/bin':"$$PATH"
+      PATH='$(CURDIR)/$(ENVIRONMENT)/bin':"$$PATH"
 
 .PHONY: demo test lint environment clean
 .DELETE_ON_ERROR:

@@ -20,26 +20,33 @@ from slam3r_ros.meshing.mesher import BlockMesher
 from slam3r_ros.values import Frame, Keyframe
 from slam3r_ros.video.source import open_source
 
-QUEUE_DEPTH = 10
+QUEUE_DEPTH = 2  # as between the nodes
+MESH_SECONDS = 0.5  # between two extractions, as the mesher node's default
 _END = object()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument('what', choices=('graph', 'once-plain', 'once-graph'), help='graph compares the other two')
-    parser.add_argument('--video', type=Path, required=True)
+    parser.add_argument('--video', type=Path, help='a video file or bag; without it, the bundled clip')
     parser.add_argument('--runs', type=int, default=3, help='of each kind, in turn (default: 3)')
     parser.add_argument('--json', type=Path, help='file to write the figures to')
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the benchmark and print its table."""
+    if arguments.video is None:
+        from slam3r_ros.graph import bundled_clip
+
+        arguments.video = bundled_clip() / 'video.mp4'
     if arguments.what == 'once-plain':
         print(json.dumps(run_plain(str(arguments.video))))
         return 0
     if arguments.what == 'once-graph':
         from slam3r_ros.container import run_graph
+        from slam3r_ros.graph import isolate
 
+        isolate()
         print(json.dumps(run_graph({'video_decoder': {'input': str(arguments.video.resolve()), 'stamp_offset': 0.0}})))
         return 0
     source = open_source(str(arguments.video))
@@ -76,7 +83,11 @@ def run_plain(video: str) -> float:
         Seconds from the opening of the video to the last mesh.
     """
     engine = create_engine('auto')
-    selector, mesher = FrameSelector(), None
+    selector, mesher = FrameSelector(), BlockMesher()
+    due = 0.0
+
+    def hand_on(frame: Frame) -> Iterator[Frame]:
+        yield frame
 
     def select(frame: Frame) -> Iterator[Frame]:
         if (selected := selector.select(frame)) is not None:
@@ -87,20 +98,24 @@ def run_plain(video: str) -> float:
         if frame.last:
             yield from engine.finish().keyframes
 
-    def mesh(keyframe: Keyframe) -> Iterator[Any]:
+    def mesh(keyframe: Keyframe) -> Iterator[None]:
+        nonlocal due
         mesher.integrate(keyframe)
-        yield mesher.update()
+        if time.monotonic() > due:
+            mesher.update()
+            due = time.monotonic() + MESH_SECONDS
+        yield
 
     try:
-        mesher = BlockMesher(0.02)
         start = time.monotonic()
         source = open_source(video)
         values: Iterable = source
-        for stage in (select, reconstruct, mesh):
+        for stage in (hand_on, select, reconstruct, mesh):
             values = on_a_thread(stage, values)
         for _ in values:
             pass
         source.close()
+        mesher.update()
         return time.monotonic() - start
     finally:
         engine.close()

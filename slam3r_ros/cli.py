@@ -18,7 +18,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run one sub-command; each is a module with `add_arguments(parser)` and `main(arguments) -> int`."""
     # Where ROS comes from PyPI nobody has sourced a setup file.
     os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)
-    words = sys.argv[1:] if argv is None else argv
+    try:
+        return dispatch(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        return 130
+
+
+def dispatch(words: list[str]) -> int:
+    """Parse the command line and run the sub-command it names."""
     parser = argparse.ArgumentParser(prog='slam3r', description='Live dense mapping from any RGB video.')
     commands = parser.add_subparsers(dest='command', required=True)
     for name, (module, summary) in COMMANDS.items():

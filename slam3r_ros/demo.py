@@ -5,15 +5,14 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import trimesh
-from ament_index_python.packages import get_package_share_directory
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
 from rclpy.qos import QoSProfile
@@ -23,9 +22,11 @@ from tqdm import tqdm
 from visualization_msgs.msg import MarkerArray
 
 from slam3r_ros.container import GRAPH
-from slam3r_ros.evaluation.score import format_table, score
-from slam3r_ros.graph import Graph, GraphError
-from slam3r_ros.mapping.trajectory import read_tum
+from slam3r_ros.evaluation.groundtruth import GroundTruthError, load
+from slam3r_ros.evaluation.score import NewestKeyframes, format_table, score
+from slam3r_ros.graph import Graph, GraphError, bundled_clip
+from slam3r_ros.mapping.trajectory import TrajectoryError, read_tum
+from slam3r_ros.meshing.export import ExportError
 from slam3r_ros.meshing.render import render_overview
 from slam3r_ros.msg import Keyframe as KeyframeMessage
 from slam3r_ros.msg import MeshUpdate, SlamStatus
@@ -33,7 +34,7 @@ from slam3r_ros.recorder import BagRecorder
 from slam3r_ros.srv import SaveMap
 from slam3r_ros.transport.messages import keyframe_from_message
 from slam3r_ros.transport.poses import pose_from_odometry
-from slam3r_ros.values import Keyframe, Pose, State
+from slam3r_ros.values import Pose, State
 from slam3r_ros.video.source import VideoError, open_source
 
 FILES = ('trajectory.tum', 'cloud.ply', 'mesh.ply', 'mesh.glb', 'map.mcap', 'overview.png', 'summary.json')
@@ -51,14 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the demo; print one line and return 1 where it cannot."""
+    """Run the demo; print one line and return 1 where it cannot, 130 where Ctrl-C left nothing to save."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the container would be left behind
     if arguments.video is None:
-        clip = Path(get_package_share_directory('slam3r_ros'), 'demo', 'room')
+        clip = bundled_clip()
         arguments.video = clip / 'video.mp4'
         arguments.groundtruth = clip / 'groundtruth.tum'
         arguments.depth = clip / 'depth'
         arguments.intrinsics = clip / 'intrinsics.json'
+    status = 1
     try:
+        load(arguments.groundtruth, arguments.intrinsics, arguments.depth)  # complain now, not when all is done
         source = open_source(str(arguments.video))
         frames = source.frames
         source.close()
@@ -69,14 +73,17 @@ def main(arguments: argparse.Namespace) -> int:
             for name in FILES:
                 if (Path(staging) / name).exists():
                     os.replace(Path(staging) / name, arguments.out / name)
-    except (VideoError, GraphError, OSError) as error:
+        print(format_table(summary))
+        print(f'\n{arguments.out}: ' + ' '.join(name for name in FILES if (arguments.out / name).exists()))
+        return 0
+    except (VideoError, GroundTruthError, TrajectoryError, GraphError, ExportError, OSError) as error:
         print(f'slam3r demo: {error}', file=sys.stderr)
-        if arguments.out.is_dir() and not any(arguments.out.iterdir()):
-            arguments.out.rmdir()
-        return 1
-    print(format_table(summary))
-    print(f'\n{arguments.out}: ' + ' '.join(name for name in FILES if (arguments.out / name).exists()))
-    return 0
+    except KeyboardInterrupt:
+        print('slam3r demo: interrupted before there was a map; nothing was written', file=sys.stderr)
+        status = 130
+    if arguments.out.is_dir() and not any(arguments.out.iterdir()):
+        arguments.out.rmdir()
+    return status
 
 
 def run(arguments: argparse.Namespace, staging: Path, frames: int | None) -> dict:
@@ -93,7 +100,7 @@ def run(arguments: argparse.Namespace, staging: Path, frames: int | None) -> dic
     with Graph('slam3r_demo') as graph:
         recorder = BagRecorder(graph.node, staging / 'map.mcap')
         try:
-            observer = Observer(graph, recorder)
+            observer = Observer(graph, recorder, geometry=arguments.intrinsics is not None)
             parameters = {
                 'video_decoder': {'input': str(arguments.video.resolve()), 'stamp_offset': 0.0},
                 'slam3r': {'engine': arguments.engine},
@@ -117,7 +124,7 @@ def run(arguments: argparse.Namespace, staging: Path, frames: int | None) -> dic
     summary = score(
         live=observer.live,
         final=final,
-        keyframes=list(observer.keyframes.values()),
+        keyframes=observer.keyframes,
         groundtruth=arguments.groundtruth,
         depth=arguments.depth,
         intrinsics=arguments.intrinsics,
@@ -139,12 +146,17 @@ def run(arguments: argparse.Namespace, staging: Path, frames: int | None) -> dic
 class Observer:
     """Listens to the graph from outside, as RViz or a recorder would."""
 
-    def __init__(self, graph: Graph, recorder: BagRecorder) -> None:
-        """Subscribe; everything but keyframes also goes into the bag."""
+    def __init__(self, graph: Graph, recorder: BagRecorder, geometry: bool) -> None:
+        """Subscribe; everything but keyframes also goes into the bag.
+
+        Args:
+            graph: To listen to.
+            recorder: Of the bag.
+            geometry: Keep what the keyframes look like, too.
+        """
         self.status = SlamStatus()
         self.live: list[Pose] = []
-        self.keyframes: dict[int, Keyframe] = {}
-        self.first_frame = threading.Event()
+        self.keyframes = NewestKeyframes(geometry)
         for message_type, topic, transient_local in (
             (TFMessage, '/tf', False),
             (TFMessage, '/tf_static', True),
@@ -168,10 +180,7 @@ class Observer:
         self.live.append(pose_from_odometry(message))
 
     def _on_keyframe(self, message: KeyframeMessage) -> None:
-        keyframe = keyframe_from_message(message)
-        known = self.keyframes.get(keyframe.id)
-        if known is None or keyframe.revision > known.revision:
-            self.keyframes[keyframe.id] = keyframe
+        self.keyframes.add(keyframe_from_message(message))
 
 
 def follow(graph: Graph, observer: Observer, frames: int | None) -> tuple[float, bool]:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Self
 
 import rclpy
+from ament_index_python.packages import get_package_share_directory
 from composition_interfaces.srv import LoadNode, UnloadNode
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
@@ -26,6 +28,17 @@ class GraphError(RuntimeError):
     """The graph could not be started, or ended by itself."""
 
 
+def bundled_clip() -> Path:
+    """Return the folder of the clip that comes with the package, with its ground truth."""
+    return Path(get_package_share_directory('slam3r_ros'), 'demo', 'room')
+
+
+def isolate() -> None:
+    """Stay on this machine, on a domain of this process' own, unless the environment says otherwise."""
+    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 99))
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+
+
 class Graph:
     """A container process, and a node of this process to talk to it.
 
@@ -38,9 +51,7 @@ class Graph:
         Args:
             name: What this process' own node is called.
         """
-        # On a domain and over loopback of its own, so that no other graph listens in or is heard.
-        os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 99))
-        os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+        isolate()
         rclpy.init(signal_handler_options=rclpy.SignalHandlerOptions.NO)
         self.node = Node(name)
         self._executor = SingleThreadedExecutor()
@@ -53,6 +64,7 @@ class Graph:
             start_new_session=True,
         )
         self._loaded: dict[str, int] = {}
+        self._failure: Exception | None = None  # of a callback in this process
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -76,6 +88,8 @@ class Graph:
             self._executor.spin()
         except ExternalShutdownException:
             pass
+        except Exception as error:  # noqa: BLE001 - whoever waits for the graph must know
+            self._failure = error
 
     def load(self, name: str, parameters: dict[str, Any]) -> None:
         """Load one of the graph's nodes into the container.
@@ -123,6 +137,8 @@ class Graph:
             self.node.destroy_client(client)
 
     def check(self) -> None:
-        """Raise `GraphError` when the container has ended."""
+        """Raise `GraphError` when the container has ended, or listening to it."""
+        if self._failure is not None:
+            raise GraphError(f'listening to the graph failed: {self._failure!r}') from self._failure
         if (code := self._process.poll()) is not None:
             raise GraphError(f'the container process ended by itself with status {code}; its output says why')

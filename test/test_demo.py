@@ -27,9 +27,18 @@ ENVIRONMENT = {'AMENT_PREFIX_PATH': sys.prefix} | os.environ
 ENVIRONMENT.pop('ROS_DOMAIN_ID', None)  # the demo takes one of its own
 
 
-def demo(*arguments):
+def marked(path, mark):
+    try:
+        return f'TEST_MARK={mark}'.encode() in path.read_bytes()
+    except OSError:  # it has ended, or is somebody else's
+        return False
+
+
+def demo(*arguments, mark=''):
     command = [sys.executable, '-m', 'slam3r_ros.cli', 'demo', *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | {'TEST_MARK': str(mark)}
+    )
 
 
 def write_video(path, images, codec='mpeg4'):
@@ -59,6 +68,7 @@ def test_a_video_becomes_a_map(short_clip, tmp_path):
     process = demo('--video', short_clip, '--out', out)
     table, log = process.communicate(timeout=120)
     assert process.returncode == 0, log
+    assert not list(out.glob('.*'))
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     assert 'frames' in table and 'keyframes' in table
 
@@ -90,6 +100,22 @@ def test_ctrl_c_saves_what_there_is(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     summary = json.loads((out / 'summary.json').read_text())
     assert summary['interrupted'] and 10 < summary['frames'] < 300
+
+
+@pytest.mark.parametrize(('end', 'seconds'), [(signal.SIGINT, 0.5), (signal.SIGINT, 3), (signal.SIGTERM, 4)])
+def test_an_early_end_leaves_nothing_behind(tmp_path, end, seconds):
+    out = tmp_path / 'out'
+    process = demo('--video', CLIP, '--out', out, mark=tmp_path)
+    time.sleep(seconds)
+    process.send_signal(end)
+    _, log = process.communicate(timeout=60)
+    assert 'Traceback' not in log, log
+    if process.returncode:  # else there was something to save already
+        assert process.returncode == 130 and not out.exists(), log
+    else:
+        assert (out / 'summary.json').exists()
+    assert not list(tmp_path.glob('out/.*'))
+    assert not [path for path in Path('/proc').glob('[0-9]*/environ') if marked(path, str(tmp_path))]
 
 
 def bad_inputs(folder):
@@ -124,3 +150,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path):
         assert process.returncode == 1 and not table, (name, table, log)
         assert len(complaints) == 1 and name in complaints[0] and 'Traceback' not in log, (name, log)
         assert not out.exists(), name
+
+
+def test_bad_ground_truth_is_told_before_the_work(short_clip, tmp_path):
+    process = demo('--video', short_clip, '--out', tmp_path / 'out', '--groundtruth', tmp_path / 'missing.tum')
+    table, log = process.communicate(timeout=60)
+    assert process.returncode == 1 and not table and 'missing.tum' in log and 'engine' not in log, log
+    assert len(log.splitlines()) == 1 and not (tmp_path / 'out').exists()

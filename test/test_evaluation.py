@@ -15,7 +15,7 @@ from slam3r_ros.evaluation import evaluate as module
 from slam3r_ros.evaluation import metrics
 from slam3r_ros.evaluation.evaluate import add_arguments, evaluate, main
 from slam3r_ros.evaluation.groundtruth import Camera, DepthImages, GroundTruthError
-from slam3r_ros.evaluation.score import format_table, score
+from slam3r_ros.evaluation.score import NewestKeyframes, format_table, score
 from slam3r_ros.mapping.frames import rigid
 from slam3r_ros.mapping.trajectory import write_tum
 from slam3r_ros.values import Intrinsics, Keyframe, Pose, State
@@ -202,7 +202,7 @@ def test_without_depth_or_truth_what_can_be_told_is_told(data):
     assert result['depth'] is None and result['cloud'] is None and result['focal'] is None
     assert result['ate_live'] < 1e-6
     poses = [Pose(-1, i * 10**9 // FPS, in_map(true_pose(i))) for i in range(FIRST, FRAMES)]
-    result = score(poses, poses, [], None, frames=FRAMES)
+    result = score(poses, poses, NewestKeyframes(), None, frames=FRAMES)
     assert result['ate_live'] is None and result['tracked_share'] == 1
     assert result['init_frames'] == FIRST  # by the stamps, where poses do not know their frame
     assert 'unknown' in format_table(result)

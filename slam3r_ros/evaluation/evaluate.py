@@ -17,7 +17,7 @@ from tqdm import tqdm
 from slam3r_ros.engines import NAMES, create_engine
 from slam3r_ros.engines.protocol import Engine, EngineError
 from slam3r_ros.evaluation.groundtruth import Camera, GroundTruthError, load
-from slam3r_ros.evaluation.score import format_table, score
+from slam3r_ros.evaluation.score import NewestKeyframes, format_table, score
 from slam3r_ros.mapping.selection import FrameSelector
 from slam3r_ros.mapping.trajectory import TrajectoryError
 from slam3r_ros.meshing.mesher import BlockMesher
@@ -114,7 +114,7 @@ def evaluate(
             engine = create_engine(engine, checkpoints)
         with closing(engine):
             frames = tqdm(source, total=source.frames, unit='frame', file=sys.stderr, disable=None)
-            run = Run(engine, BlockMesher(VOXEL_SIZE) if mesh else None)
+            run = Run(engine, BlockMesher(VOXEL_SIZE) if mesh else None, geometry=intrinsics is not None)
             run.over(undistorted(frames, camera) if use_intrinsics else frames)
             final = engine.trajectory()
             facts = {
@@ -126,17 +126,16 @@ def evaluate(
                 'depth_skipped': engine.depth_skipped,
             }
             facts |= run.timing(engine)
-    keyframes = run.keyframes.values()
-    return facts | score(run.live, final, keyframes, groundtruth, depth, intrinsics, run.frames, use_intrinsics)
+    return facts | score(run.live, final, run.keyframes, groundtruth, depth, intrinsics, run.frames, use_intrinsics)
 
 
 class Run:
     """The stages in a plain loop: selector, engine and, where wanted, mesher."""
 
-    def __init__(self, engine: Engine, mesher: BlockMesher | None = None) -> None:
-        """Begin with nothing."""
+    def __init__(self, engine: Engine, mesher: BlockMesher | None = None, geometry: bool = True) -> None:
+        """Begin with nothing; without `geometry`, what keyframes look like is forgotten."""
         self.live: list[Pose] = []
-        self.keyframes: dict[int, Keyframe] = {}  # the highest revision of each
+        self.keyframes = NewestKeyframes(geometry)
         self.frames = 0
         self.interrupted = False
         self._engine, self._mesher, self._selector = engine, mesher, FrameSelector()
@@ -174,9 +173,7 @@ class Run:
 
     def _take(self, keyframes: Iterable[Keyframe]) -> None:
         for keyframe in keyframes:
-            known = self.keyframes.get(keyframe.id)
-            if known is None or keyframe.revision > known.revision:
-                self.keyframes[keyframe.id] = keyframe
+            self.keyframes.add(keyframe)
             if self._mesher is not None and keyframe.pointmap is not None:
                 with self._stage('mesh'):
                     self._mesher.integrate(keyframe)

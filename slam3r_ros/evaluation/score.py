@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures of a run: what came out of it against the truth."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,47 @@ from slam3r_ros.mapping.registration import Similarity
 from slam3r_ros.values import Keyframe, Pose
 
 
+class NewestKeyframes:
+    """The highest revision of each keyframe that was published.
+
+    Attributes:
+        with_depth: Ids of those that have depth.
+    """
+
+    def __init__(self, geometry: bool = True) -> None:
+        """Begin with none.
+
+        Args:
+            geometry: Keep the pointmaps, 0.7 MB each; without, an hour of video needs little memory.
+        """
+        self._geometry = geometry
+        self._keyframes: dict[int, Keyframe] = {}
+        self.with_depth: set[int] = set()
+
+    def add(self, keyframe: Keyframe) -> None:
+        """Take a keyframe, unless a later revision of it was here before."""
+        known = self._keyframes.get(keyframe.id)
+        if known is not None and known.revision >= keyframe.revision:
+            return
+        if keyframe.pointmap is not None:
+            self.with_depth.add(keyframe.id)
+        if not self._geometry:
+            keyframe = replace(keyframe, pointmap=None, confidence=None, colors=None)
+        self._keyframes[keyframe.id] = keyframe
+
+    def __iter__(self) -> Iterator[Keyframe]:
+        """Go through them by id."""
+        return (self._keyframes[i] for i in sorted(self._keyframes))
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._keyframes)
+
+
 def score(
     live: Sequence[Pose],
     final: Sequence[Pose],
-    keyframes: Iterable[Keyframe],
+    keyframes: NewestKeyframes,
     groundtruth: Path | None,
     depth: Path | None = None,
     intrinsics: Path | None = None,
@@ -29,7 +67,7 @@ def score(
     Args:
         live: Poses as they were published.
         final: The best known poses in the end.
-        keyframes: All that were published; of several revisions of one the highest counts.
+        keyframes: Those that were published, with their geometry where there is depth to score them by.
         groundtruth: TUM trajectory.
         depth: Folder of depth images.
         intrinsics: The true intrinsics.json.
@@ -43,9 +81,7 @@ def score(
         TrajectoryError, GroundTruthError: A file is unusable.
     """
     truth, camera, images = load(groundtruth, intrinsics, depth, undistorted)
-    newest = {k.id: k for k in sorted(keyframes, key=lambda k: k.revision)}  # the highest revision of each
-    ordered = [newest[i] for i in sorted(newest)]
-    dense = [keyframe for keyframe in ordered if keyframe.pointmap is not None]
+    dense = [keyframe for keyframe in keyframes if keyframe.pointmap is not None]
     tracked = metrics.score_tracking(live, final, frames)
     errors = {name: metrics.score_trajectory(poses, truth) for name, poses in (('live', live), ('final', final))}
     best = errors['final'] or errors['live']
@@ -54,8 +90,8 @@ def score(
         'init_frames': tracked and tracked.init_frames,
         'tracked_share': tracked and tracked.tracked_share,
         'backfilled_share': tracked and tracked.backfilled_share,
-        'keyframes': len(ordered),
-        'keyframes_with_depth': len(dense),
+        'keyframes': len(keyframes),
+        'keyframes_with_depth': len(keyframes.with_depth),
         'path_length': best and best.path_length,
         'scale': best and best.alignment.scale,
     }
