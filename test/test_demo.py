@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
+pytest.importorskip('evo', reason='evo is not installed: it is only for tests')
+pytest.importorskip('mcap', reason='mcap is not installed: it is only for tests')
 
 from evo.tools import file_interface
 from mcap.reader import make_reader

@@ -7,6 +7,7 @@ import time
 import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
+pytest.importorskip('mcap_ros2', reason='mcap_ros2 is not installed: it is only for tests')
 
 from builtin_interfaces.msg import Time
 from mcap_ros2.reader import read_ros2_messages
