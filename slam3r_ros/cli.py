@@ -5,6 +5,7 @@
 import argparse
 import importlib
 import os
+import signal
 import sys
 
 COMMANDS = {
@@ -18,14 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one sub-command; each is a module with `add_arguments(parser)` and `main(arguments) -> int`."""
     # Where ROS comes from PyPI nobody has sourced a setup file.
     os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)
-    try:
-        return dispatch(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
-        return 130
-
-
-def dispatch(words: list[str]) -> int:
-    """Parse the command line and run the sub-command it names."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is imported: some libraries swallow KeyboardInterrupt
+    words = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog='slam3r', description='Live dense mapping from any RGB video.')
     commands = parser.add_subparsers(dest='command', required=True)
     for name, (module, summary) in COMMANDS.items():
@@ -33,7 +28,12 @@ def dispatch(words: list[str]) -> int:
         if name in words[:1]:  # the others need not even be importable
             importlib.import_module(module).add_arguments(command)
     arguments = parser.parse_args(words)
-    return importlib.import_module(COMMANDS[arguments.command][0]).main(arguments) or 0
+    command = importlib.import_module(COMMANDS[arguments.command][0])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return command.main(arguments) or 0
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +38,18 @@ from slam3r_ros.transport.poses import pose_from_odometry
 from slam3r_ros.values import Pose, State
 from slam3r_ros.video.source import VideoError, open_source
 
+
+class DemoError(RuntimeError):
+    """The results cannot be written."""
+
+
 FILES = ('trajectory.tum', 'cloud.ply', 'mesh.ply', 'mesh.glb', 'map.mcap', 'overview.png', 'summary.json')
 SETTLE_SECONDS = 2.5  # the slowest publisher, the map cloud, has a period of 2 s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument('--video', type=Path, help='a video file or bag; without it, the bundled clip')
+    parser.add_argument('--video', help='a video file or bag; without it, the bundled clip')
     parser.add_argument('--out', type=Path, default=Path('out'), help='folder for the results (default: out)')
     parser.add_argument('--engine', default='auto', choices=('auto', 'slam3r', 'geometric'))
     parser.add_argument('--groundtruth', type=Path, help='TUM trajectory of the video, to score against')
@@ -52,57 +58,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the demo; print one line and return 1 where it cannot, 130 where Ctrl-C left nothing to save."""
+    """Run the demo.
+
+    Returns:
+        0; 1 where it cannot run; 2 where the camera was never placed; 130 where Ctrl-C left nothing to save.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the container would be left behind
     if arguments.video is None:
         clip = bundled_clip()
-        arguments.video = clip / 'video.mp4'
+        arguments.video = str(clip / 'video.mp4')
         arguments.groundtruth = clip / 'groundtruth.tum'
         arguments.depth = clip / 'depth'
         arguments.intrinsics = clip / 'intrinsics.json'
     status = 1
     try:
         load(arguments.groundtruth, arguments.intrinsics, arguments.depth)  # complain now, not when all is done
-        source = open_source(str(arguments.video))
-        frames = source.frames
-        source.close()
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        with closing(open_source(arguments.video)) as source:
+            frames, start = source.frames, next(iter(source)).stamp
+        make_folder(arguments.out)
         # Results appear in `out` only when they are whole.
         with tempfile.TemporaryDirectory(prefix='.demo-', dir=arguments.out) as staging:
-            summary = run(arguments, Path(staging), frames)
-            for name in FILES:
+            summary = run(arguments, Path(staging), frames, start)
+            for name in FILES:  # those of an earlier run go, too
+                (arguments.out / name).unlink(missing_ok=True)
                 if (Path(staging) / name).exists():
                     os.replace(Path(staging) / name, arguments.out / name)
         print(format_table(summary))
         print(f'\n{arguments.out}: ' + ' '.join(name for name in FILES if (arguments.out / name).exists()))
-        return 0
-    except (VideoError, GroundTruthError, TrajectoryError, GraphError, ExportError, OSError) as error:
+        if summary['init_frames'] is not None:
+            return 0
+        print('slam3r demo: the camera was never placed; it must move sideways past textured things', file=sys.stderr)
+        return 2
+    except (DemoError, VideoError, GroundTruthError, TrajectoryError, GraphError, ExportError, OSError) as error:
         print(f'slam3r demo: {error}', file=sys.stderr)
     except KeyboardInterrupt:
         print('slam3r demo: interrupted before there was a map; nothing was written', file=sys.stderr)
         status = 130
-    if arguments.out.is_dir() and not any(arguments.out.iterdir()):
+    with suppress(OSError):  # it holds something, was never made, or is not ours to remove
         arguments.out.rmdir()
     return status
 
 
-def run(arguments: argparse.Namespace, staging: Path, frames: int | None) -> dict:
+def make_folder(folder: Path) -> None:
+    """Make the folder for the results.
+
+    Raises:
+        DemoError: It cannot be made, or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DemoError(f'the output folder {folder} cannot be written to: {error.strerror}; name another') from None
+
+
+def run(arguments: argparse.Namespace, staging: Path, frames: int | None, start: int) -> dict:
     """Map the video into the staging folder.
 
     Args:
         arguments: The command line's.
         staging: An empty folder.
         frames: How many frames the video has, when that is known.
+        start: Stamp of the first one, nanoseconds.
 
     Returns:
         What `summary.json` holds.
     """
     with Graph('slam3r_demo') as graph:
-        recorder = BagRecorder(graph.node, staging / 'map.mcap')
+        recorder = BagRecorder(graph.node, staging / 'map.mcap', start)
         try:
             observer = Observer(graph, recorder, geometry=arguments.intrinsics is not None)
             parameters = {
-                'video_decoder': {'input': str(arguments.video.resolve()), 'stamp_offset': 0.0},
+                'video_decoder': {'input': arguments.video, 'stamp_offset': 0.0},
                 'slam3r': {'engine': arguments.engine},
                 'mesher': {'mesh_rate': 1.0},  # keeps the bag small
             }
@@ -129,9 +157,10 @@ def run(arguments: argparse.Namespace, staging: Path, frames: int | None) -> dic
         depth=arguments.depth,
         intrinsics=arguments.intrinsics,
         frames=observer.status.frames_in,
+        start=start,
     )
     summary |= {
-        'video': arguments.video.name,
+        'video': arguments.video,
         'engine': observer.status.engine,
         'interrupted': interrupted,
         'seconds': seconds,
@@ -203,6 +232,7 @@ def follow(graph: Graph, observer: Observer, frames: int | None) -> tuple[float,
             bar.set_postfix(state=state, keyframes=observer.status.keyframes, refresh=False)
             time.sleep(0.1)
         bar.update(observer.status.frames_in - bar.n)
+        bar.set_postfix(keyframes=observer.status.keyframes)
     except KeyboardInterrupt:
         return time.monotonic() - start, True
     finally:

@@ -28,18 +28,19 @@ DEPTH = 100
 class BagRecorder:
     """A bag that is being written; it becomes the file `path` when it is closed, not before."""
 
-    def __init__(self, node: Node, path: Path, clock_topic: str = 'odometry') -> None:
+    def __init__(self, node: Node, path: Path, start: int = 0, clock_topic: str = 'odometry') -> None:
         """Open a bag.
 
         Args:
             node: Subscribes to what is recorded.
             path: The `.mcap` file to make; replaced when it exists.
+            start: Where the bag's clock begins, nanoseconds.
             clock_topic: A topic whose messages begin with a header: its stamps are the bag's clock.
         """
         self._node = node
         self._path = path
         self._clock_topic = node.resolve_topic_name(clock_topic)
-        self._now = 0
+        self._now = start
         self._lock = threading.Lock()
         self._folder = Path(tempfile.mkdtemp(prefix='.recording-', dir=path.parent))
         self._writer = Writer(self._folder / path.stem, version=9, storage_plugin=StoragePlugin.MCAP)

@@ -66,9 +66,13 @@ def main(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:  # before the first frame, or while scoring
         print('slam3r evaluate: interrupted; there are no figures', file=sys.stderr)
         return 130
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
     print(format_table(result))
+    if arguments.json:
+        try:
+            arguments.json.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+        except OSError as error:
+            print(f'slam3r evaluate: {arguments.json} cannot be written: {error.strerror}', file=sys.stderr)
+            return 1
     if result['interrupted']:
         return 130
     if result['init_frames'] is None:

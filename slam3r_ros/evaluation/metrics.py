@@ -72,15 +72,17 @@ def score_trajectory(poses: Sequence[Pose], groundtruth: Sequence[Pose]) -> Traj
     return TrajectoryScore(float(np.sqrt(squares.mean())), length, len(pairs), alignment)
 
 
-def score_tracking(live: Sequence[Pose], final: Sequence[Pose], frames: int) -> TrackingScore | None:
-    """Count the poses of a video of `frames` frames whose stamps start at 0; None without any live pose."""
+def score_tracking(
+    live: Sequence[Pose], final: Sequence[Pose], frames: int, start: int = 0
+) -> TrackingScore | None:
+    """Count the poses of a video of `frames` frames whose stamps start at `start`; None without any live pose."""
     stamps = np.unique([pose.stamp for pose in live])
     if not len(stamps) or not frames:
         return None
     first = min(live, key=lambda pose: pose.stamp)
-    # Poses that came as messages do not know their frame: then the stamps tell, for stamps start at 0.
+    # Poses that came as messages do not know their frame: then the stamps tell.
     period = np.median(np.diff(stamps)) if len(stamps) > 1 else 0
-    before = first.id if first.id >= 0 else round(first.stamp / period) if period else 0
+    before = first.id if first.id >= 0 else round((first.stamp - start) / period) if period else 0
     share = len(stamps) / max(frames - before, len(stamps))
     return TrackingScore(before, share, min(len({pose.stamp for pose in final}) / frames, 1.0))
 

@@ -61,6 +61,7 @@ def score(
     intrinsics: Path | None = None,
     frames: int = 0,
     undistorted: bool = False,
+    start: int = 0,
 ) -> dict:
     """Score what came out of a run.
 
@@ -73,6 +74,7 @@ def score(
         intrinsics: The true intrinsics.json.
         frames: How many the video has.
         undistorted: The engine was given undistorted images.
+        start: Stamp of the first frame, nanoseconds; only for poses that do not know their frame.
 
     Returns:
         A dictionary for JSON: errors in metres, shares between 0 and 1; None for what cannot be told.
@@ -82,7 +84,7 @@ def score(
     """
     truth, camera, images = load(groundtruth, intrinsics, depth, undistorted)
     dense = [keyframe for keyframe in keyframes if keyframe.pointmap is not None]
-    tracked = metrics.score_tracking(live, final, frames)
+    tracked = metrics.score_tracking(live, final, frames, start)
     errors = {name: metrics.score_trajectory(poses, truth) for name, poses in (('live', live), ('final', final))}
     best = errors['final'] or errors['live']
     result = {
@@ -104,16 +106,21 @@ def score(
 
 def format_table(result: dict) -> str:
     """Return the figures as a short table."""
-    ate = [f'{name} {_number(result["ate_" + name], 3, "m")} ({_number(result["ate_" + name + "_percent"], 2, "%")})'
-           for name in ('live', 'final')]
+    ate = [f'{name} {result["ate_" + name]:.3f} m ({_number(result["ate_" + name + "_percent"], 2, "%")})'
+           for name in ('live', 'final') if result['ate_' + name] is not None]
     rows = {
         'engine': f'{result.get("engine", "")}{", given the true intrinsics" if result.get("intrinsics_used") else ""}',
-        'frames': f'{result["frames"]}, initialised after {_number(result["init_frames"], 0)} of them',
-        'tracked': f'{_percent(result["tracked_share"])} from then on; '
-        f'{_percent(result["backfilled_share"])} of all after back-filling',
+        'frames': f'{result["frames"]}',
         'keyframes': f'{result["keyframes"]}, {result["keyframes_with_depth"]} with depth',
-        'ATE': f'{"; ".join(ate)}; path {_number(result["path_length"], 2, "m")}',
     }
+    if result['init_frames'] is not None:
+        rows['frames'] += f', the first {result["init_frames"]} of them to initialise'
+        rows['tracked'] = (
+            f'live {_percent(result["tracked_share"])} of the frames from then on; '
+            f'in the end {_percent(result["backfilled_share"])} of all'
+        )
+    if ate:
+        rows['ATE'] = f'{"; ".join(ate)}; path {_number(result["path_length"], 2, "m")}'
     for key, title in (('depth', 'depth'), ('depth_exact', '  exact only')):
         if depth := result[key]:
             rows[title] = (

@@ -27,6 +27,7 @@ TOLERANCE = 0.01  # of the depth: a line that near behind a surface is not yet h
 HIDDEN = 0.25  # opacity of the path behind the mesh
 MOST_POSES = 2000  # a longer path is thinned
 FRUSTUMS = 12
+LEAP = 10  # median steps of the path
 
 
 class _Camera(NamedTuple):
@@ -188,7 +189,9 @@ Line = tuple[np.ndarray, np.ndarray, float]  # two ends (2, 3) map, RGB (3,), wi
 
 def _path_lines(positions: np.ndarray) -> list[Line]:
     colors = _blue_to_red(len(positions))
-    return [(positions[i:i + 2], colors[i], 3.0) for i in range(len(positions) - 1)]
+    steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    longest = LEAP * np.median(steps) if len(steps) else 0  # beyond, the camera was lost in between
+    return [(positions[i:i + 2], colors[i], 3.0) for i in range(len(steps)) if steps[i] <= longest]
 
 
 def _frustum_lines(poses: np.ndarray, size: float) -> list[Line]:
