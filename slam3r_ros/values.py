@@ -124,7 +124,7 @@ class SlamStatus:
     frames_decoded: int = 0
     frames_dropped: int = 0
     keyframes: int = 0
-    depth_skipped: int = 0  # keyframes that got no depth since the queue was full
+    depth_skipped: int = 0  # keyframes that got no depth: the queue was full, or depth has failed
     finished: bool = False  # the source has ended and everything was handed on
     milliseconds: dict[str, float] = field(default_factory=dict)  # median per stage
     memory_bytes: int = 0

@@ -259,6 +259,15 @@ def test_a_full_queue_skips_and_counts(mapper, gate):
     assert set(latest(dense.finish())) == set(range(2 + LAG))
 
 
+def test_what_waits_is_not_forgotten(mapper, gate):
+    dense = mapper(lossless=False)
+    event = gate()
+    for id in range(60):
+        dense.add(view_at(id, 0.12 * id)[0], CAMERA)
+    event.set()
+    assert 5 in latest(dense.finish())
+
+
 def test_a_full_queue_blocks_when_lossless(mapper, gate):
     dense = mapper(queue=1)
     event = gate()

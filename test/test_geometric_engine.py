@@ -2,14 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The geometric engine on a small rendered sequence: two textured walls and a card, seen by a moving camera."""
 
+import logging
+import threading
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
-from test_geometric_tracks import texture
+from geometric_scenes import texture
 
 from slam3r_ros.engines import create_engine
+from slam3r_ros.engines.geometric import local_mapping, stereo
 from slam3r_ros.engines.geometric.adjust import rotate
+from slam3r_ros.engines.geometric.depth import DenseMapper, DepthMap
 from slam3r_ros.engines.geometric.engine import GeometricEngine
+from slam3r_ros.engines.geometric.sparse_map import SparseKeyframe
+from slam3r_ros.engines.geometric.tracker import Step
 from slam3r_ros.engines.protocol import EngineError
 from slam3r_ros.mapping.frames import T_MAP_OPTICAL, invert, rigid, transform
 from slam3r_ros.mapping.registration import similarity
@@ -56,7 +64,8 @@ def images():
 
 def frames(images, intrinsics=None) -> list[Frame]:
     """Wrap images as a stream of 30 frames a second."""
-    return [Frame(id, id * 33_000_000, image, intrinsics, last=id == len(images) - 1) for id, image in enumerate(images)]
+    last = len(images) - 1
+    return [Frame(id, id * 33_000_000, image, intrinsics, last=id == last) for id, image in enumerate(images)]
 
 
 def error(poses) -> float:
@@ -174,7 +183,7 @@ def test_lost_and_found_again(images):
 def test_young_map_that_stays_lost_is_given_up(images):
     engine = GeometricEngine(focal=FOCAL, dense=False)
     other = [np.ascontiguousarray(np.rot90(image, 2)) for image in images]
-    stream = images[:12] + [np.zeros_like(images[0])] * 40 + other + other[::-1]  # a blind camera is no reason to give up
+    stream = images[:12] + [np.zeros_like(images[0])] * 40 + other + other[::-1]  # blindness is no reason to give up
     keyframes = []
     for frame in frames(stream):
         keyframes += engine.process(frame).keyframes
@@ -185,7 +194,7 @@ def test_young_map_that_stays_lost_is_given_up(images):
 
 
 def test_reset_starts_another_map(images):
-    engine = GeometricEngine(focal=FOCAL, dense=False, map_id=4)
+    engine = create_engine('geometric', focal=FOCAL, dense=False, map_id=4)
     first = [k for frame in frames(images[:12]) for k in engine.process(frame).keyframes]
     engine.reset()
     assert engine.state == State.INITIALIZING and engine.trajectory() == []
@@ -193,6 +202,103 @@ def test_reset_starts_another_map(images):
     second = [k for frame in frames(small, INTRINSICS.scaled(0.75, 0.75)) for k in engine.process(frame).keyframes]
     assert {k.map_id for k in first} == {4} and {k.map_id for k in second} == {5}
     np.testing.assert_allclose(second[0].pose.T_map_camera, T_MAP_OPTICAL, atol=1e-9)
+
+
+def test_tracks_on_when_depth_has_failed(images, monkeypatch, caplog):
+    def fail(*_):
+        raise MemoryError('no room for costs')
+
+    engine = GeometricEngine(focal=FOCAL)
+    monkeypatch.setattr(stereo, 'sweep', fail)
+    with caplog.at_level(logging.ERROR, 'slam3r_ros.engines.geometric'):
+        outputs = [engine.process(frame) for frame in frames(images)]
+        outputs.append(engine.finish())
+    (record,) = caplog.records
+    assert 'no room for costs' in record.message and 'reset' in record.message
+    assert sum(output.pose is not None for output in outputs) >= 30
+    keyframes = [keyframe for output in outputs for keyframe in output.keyframes]
+    assert all(keyframe.pointmap is None for keyframe in keyframes)
+    assert 0 < engine.depth_skipped < len(keyframes)
+    monkeypatch.undo()
+    engine.reset()
+    outputs = [engine.process(frame) for frame in frames(images)] + [engine.finish()]
+    assert any(keyframe.pointmap is not None for output in outputs for keyframe in output.keyframes)
+    assert engine.depth_skipped == 0
+    engine.close()
+
+
+@pytest.fixture
+def sweeps(monkeypatch):
+    """Let sweeps wait for an event, and list those that are through."""
+    through, event, sweep = [], threading.Event(), stereo.sweep
+    monkeypatch.setattr('slam3r_ros.engines.geometric.engine.DenseMapper', partial(DenseMapper, queue=1))
+
+    def held(*arguments):
+        event.wait(60)
+        through.append(sweep(*arguments))
+        return through[-1]
+
+    def hold():
+        monkeypatch.setattr(stereo, 'sweep', held)
+        return event, through
+
+    yield hold
+    event.set()
+
+
+def test_slow_depth_does_not_hold_up_a_live_camera(images, sweeps):
+    engine = GeometricEngine(focal=FOCAL, lossless=False)
+    event, through = sweeps()
+    keyframes = {k.id for frame in frames(images + images[::-1]) for k in engine.process(frame).keyframes}
+    assert not through  # tracking has waited for none
+    assert 0 < engine.depth_skipped < len(keyframes)
+    event.set()
+    engine.close()
+
+
+def test_slow_depth_skips_nothing_of_a_file(images, sweeps):
+    engine = GeometricEngine(focal=FOCAL)
+    event, through = sweeps()
+    opener = threading.Timer(4, event.set)
+    opener.start()
+    keyframes = [k for frame in frames(images + images[::-1]) for k in engine.process(frame).keyframes]
+    keyframes += engine.finish().keyframes
+    assert through  # tracking has waited
+    assert engine.depth_skipped == 0
+    assert {k.id for k in keyframes if k.pointmap is not None} == {k.id for k in keyframes}
+    assert max(engine._times['keyframe']) < 2000  # the wait for the queue is not counted
+    opener.join()
+    engine.close()
+
+
+def test_whatever_an_adjustment_moves_is_sent_again(images):
+    """As many keyframes as are ever adjusted at once, and more."""
+    engine = GeometricEngine(focal=FOCAL, dense=False)
+    engine.process(frames(images)[0])
+    random = np.random.default_rng(0)
+    confidence = np.where(random.random((6, 8)) < 0.2, 0, random.uniform(0.3, 1, (6, 8))).astype(np.float32)
+    sent, count = {}, 2 * local_mapping.MAX_WIDE
+    for id in range(count):
+        sparse = SparseKeyframe(id, np.eye(4), np.zeros(0, int), np.zeros((0, 2)))
+        engine._stamps[id] = id
+        engine._insert(Step(None, ((sparse, images[0]),)))
+        depth_map = DepthMap(id, random.uniform(1, 3, (6, 8)).astype(np.float32), confidence,
+                             INTRINSICS.scaled(1 / 40, 1 / 40), np.full((6, 8, 3), id % 256, np.uint8))
+        sent[id] = engine._with_map(engine._records[id], depth_map)
+    moved = range(count - local_mapping.MAX_WIDE, count)
+    for id in moved:
+        engine._records[id].sparse.T_camera_world = rigid(np.eye(3), np.array([0.5, 0, 0]))
+    revised = {keyframe.id: keyframe for keyframe in engine._revise(count)}
+    assert set(revised) == set(moved)
+    for id, keyframe in revised.items():
+        assert keyframe.revision == sent[id].revision + 1
+        np.testing.assert_allclose(keyframe.pose.T_map_camera[:3, 3], T_MAP_OPTICAL[:3, :3] @ [-0.5, 0, 0])
+        np.testing.assert_allclose(keyframe.pointmap, sent[id].pointmap, rtol=1e-3)
+        np.testing.assert_allclose(keyframe.confidence, confidence, atol=0.002)
+        np.testing.assert_array_equal(np.isnan(keyframe.pointmap[..., 2]), keyframe.confidence == 0)
+        np.testing.assert_array_equal(keyframe.colors, sent[id].colors)
+        assert keyframe.pointmap.dtype == keyframe.confidence.dtype == np.float32
+    assert len(engine._records) < 1.5 * local_mapping.MAX_WIDE
 
 
 def test_the_same_again(images):

@@ -4,26 +4,16 @@
 
 import numpy as np
 import pytest
+from geometric_scenes import FOCAL, camera, make_map, project
 
-from slam3r_ros.engines.geometric.adjust import FocalPrior, rotate
+from slam3r_ros.engines.geometric import local_mapping
+from slam3r_ros.engines.geometric.adjust import FocalPrior
 from slam3r_ros.engines.geometric.initialise import Initialiser, Sight
-from slam3r_ros.engines.geometric.local_mapping import adjust_all
+from slam3r_ros.engines.geometric.local_mapping import adjust_all, extend
 from slam3r_ros.engines.geometric.sparse_map import Features, PointState, SparseKeyframe, SparseMap, triangulate
-from slam3r_ros.mapping.frames import invert, rigid, transform
+from slam3r_ros.mapping.frames import transform
 
-FOCAL = 500.0
 PRIOR = FocalPrior(0.85 * 640, 0.25 * 0.85 * 640)
-
-
-def camera(turn: tuple, centre: tuple) -> np.ndarray:
-    """Return T_camera_world (4, 4) of a camera at `centre` turned by a rotation vector."""
-    return invert(rigid(rotate(np.eye(3), turn), np.array(centre, float)))
-
-
-def project(T: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return the pixels (N, 2) of points (N, 3)."""
-    seen = transform(T, points)
-    return FOCAL * seen[:, :2] / seen[:, 2:]
 
 
 @pytest.fixture
@@ -105,15 +95,6 @@ def test_triangulated_points(points):
     assert not triangulate(a, b, project(a, points), project(b, points) + [0, 9], FOCAL)[1].any()
 
 
-def make_map(points: np.ndarray, path: list[np.ndarray]) -> SparseMap:
-    """Return a map in which every keyframe sees every point, without positions."""
-    sparse = SparseMap(FOCAL)
-    ids = sparse.allocate(len(points))
-    for number, T in enumerate(path):
-        sparse.keyframes.append(SparseKeyframe(number, T, ids.copy(), project(T, points)))
-    return sparse
-
-
 def test_map_triangulates_then_lends(points):
     sparse = make_map(points, [camera((0, 0, 0), (0.2 * i, 0, 0)) for i in range(3)])
     newest = sparse.keyframes[-1]
@@ -136,10 +117,8 @@ def test_points_grow_as_needed():
     assert not sparse.states[ids].any()
 
 
-def test_merged_points_are_one(points):
-    sparse = make_map(points, [np.eye(4), np.eye(4)])
-    for keyframe in sparse.keyframes:
-        keyframe.features = Features(keyframe.ids, keyframe.pixels, np.zeros((300, 128), np.uint8))
+def test_merged_points_are_one(random, points):
+    sparse = make_map(points, [np.eye(4), np.eye(4)], random)
     first = sparse.keyframes[0]
     first.ids, first.pixels = first.ids[10:], first.pixels[10:]  # sees 10.., so 0 can stand for 10 but there only
     table = sparse.merge(np.array([10]), np.array([0]))
@@ -174,3 +153,34 @@ def test_wide_adjustment_keeps_gauge_and_scale(random, points):
     np.testing.assert_array_equal(sparse.keyframes[0].T_camera_world, np.eye(4))
     for keyframe, T in zip(sparse.keyframes, path):
         np.testing.assert_allclose(keyframe.T_camera_world, T, atol=0.05)
+
+
+def test_work_and_memory_of_a_keyframe_do_not_grow(random, monkeypatch):
+    """What is forgotten is replaced by None, so that looking at it fails."""
+    monkeypatch.setattr(local_mapping, 'MAX_WIDE', 15)
+    monkeypatch.setattr(local_mapping, '_MAX_DESCRIBED', 30)
+    monkeypatch.setattr(local_mapping, 'WIDE_AT', range(1, 10))
+    points = random.uniform([-1, -1, 2], [13, 1, 5], (600, 3))
+    descriptors = random.integers(0, 100, (600, 128)).astype(np.uint8)
+    sparse = SparseMap(FOCAL)
+    sparse.allocate(len(points))
+    for number in range(60):
+        T = camera((0, 0, 0), (0.2 * number, 0, 0))
+        if number == 40:  # tracks are lost: from here on known points are found by their descriptors
+            sparse.allocate(len(points))
+        pixels = project(T, points)
+        seen = np.flatnonzero((np.abs(pixels) < 300).all(1))
+        ids, pixels = seen + len(points) * (number >= 40), pixels[seen]
+        features = Features(ids.copy(), pixels.copy(), descriptors[seen])
+        extend(sparse, SparseKeyframe(number, T, ids, pixels, features), 7, None)
+        described = [n for n, k in enumerate(sparse.keyframes) if k is not None and k.features is not None]
+        assert described == sparse.described and len(described) <= 30
+        assert set(range(max(0, number - 14), number + 1)) <= set(described)  # an adjustment may still move these
+        for forgotten in set(range(number)) - set(described):
+            if sparse.keyframes[forgotten] is not None:
+                assert not len(sparse.keyframes[forgotten].ids) and not len(sparse.keyframes[forgotten].pixels)
+                sparse.keyframes[forgotten] = None
+    assert (sparse.keyframes[46].ids < len(points)).any()  # joined to what keyframes before 40 saw
+    adjust_all(sparse, None, 3)
+    steps = np.diff([keyframe.centre for keyframe in sparse.keyframes[50:]], axis=0)
+    np.testing.assert_allclose(steps, [[0.2, 0, 0]] * 9, atol=0.01)

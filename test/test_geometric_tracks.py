@@ -5,15 +5,9 @@
 import cv2
 import numpy as np
 import pytest
+from geometric_scenes import texture
 
 from slam3r_ros.engines.geometric.tracks import Tracks
-
-
-def texture(height: int = 240, width: int = 320, seed: int = 0) -> np.ndarray:
-    """Return a smooth random image, (H, W) uint8."""
-    noise = np.random.default_rng(seed).uniform(0, 255, (height, width)).astype(np.float32)
-    smooth = cv2.GaussianBlur(noise, (0, 0), 2)
-    return cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ class Engine(Protocol):
 
     @property
     def depth_skipped(self) -> int:
-        """Keyframes that got no depth because the depth queue was full."""
+        """Keyframes that got no depth, the queue being full or depth having failed."""
         ...
 
     def process(self, frame: Frame) -> EngineOutput:

@@ -8,6 +8,7 @@ again when a later adjustment of poses or focal length has overturned it.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 
@@ -69,13 +70,17 @@ class DenseMapper:
         """Median time per keyframe of each stage."""
         return {stage: 1e3 * float(np.median(list(times))) for stage, times in self._stereo.times.items() if times}
 
-    def add(self, view: View, intrinsics: Intrinsics) -> None:
+    def add(self, view: View, intrinsics: Intrinsics) -> float:
         """Take the next view, in the order of time.
 
         Args:
             view: as a keyframe it gets depth; else it serves as a neighbour only.
             intrinsics: of its image, and from now on of all views.
+
+        Returns:
+            Seconds it waited for room in the queue.
         """
+        waited = 0.0
         if not 0 < view.near <= view.far < np.inf:
             raise DepthError(f'view {view.id} has the depth range {view.near} to {view.far}; give 0 < near <= far')
         small = shrink(view, self._width)
@@ -88,13 +93,16 @@ class DenseMapper:
                 self._keyframes += 1
                 self._changed.notify_all()
                 if self._lossless:
+                    start = time.perf_counter()
                     self._changed.wait_for(lambda: len(self._waiting) < self._room or self._stopped)
+                    waited = time.perf_counter() - start
                     self._check()
                 if len(self._waiting) < self._room:
                     self._waiting.append((self._keyframes + LAG, view.id))
                 else:
                     self.skipped += 1
             self._forget()
+        return waited
 
     def move(self, poses: Mapping[int, np.ndarray], intrinsics: Intrinsics) -> None:
         """Correct poses after an adjustment, for sweeps and consistency checks to come.
@@ -143,10 +151,12 @@ class DenseMapper:
             raise DepthError('dense depth is closed; make a new DenseMapper')
 
     def _forget(self) -> None:
-        """Drop the oldest views."""
+        """Drop the oldest views, but those that wait."""
+        waiting = {id for _, id in self._waiting}
         for keyframe, keep in ((True, KEYFRAMES + self._room), (False, OTHER_VIEWS)):
             for id in [id for id, view in self._views.items() if view.keyframe == keyframe][:-keep]:
-                del self._views[id], self._poses[id]
+                if id not in waiting:
+                    del self._views[id], self._poses[id]
 
     def _ready(self) -> bool:
         return bool(self._waiting) and (self._keyframes >= self._waiting[0][0] or self._draining)

@@ -2,15 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine without learned weights: sparse SLAM tracks the camera, plane sweeps give keyframes their depth."""
 
+import logging
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from slam3r_ros.engines.geometric.adjust import warm_up
 from slam3r_ros.engines.geometric.depth import DenseMapper, DepthError, DepthMap, View
+from slam3r_ros.engines.geometric.local_mapping import MAX_WIDE
 from slam3r_ros.engines.geometric.sparse_map import SparseKeyframe
 from slam3r_ros.engines.geometric.tracker import Step, Tracker
 from slam3r_ros.engines.protocol import EngineError, EngineOutput
@@ -24,8 +28,18 @@ _DEPTH_RANGE = (2, 98)  # percentiles of the sparse depths
 _MOVED = 0.01  # of the median depth: a keyframe is sent again
 _TURNED = 0.5  # degrees: a keyframe is sent again
 _REVISIONS = 3  # keyframes sent again per frame, at most
-_DEPTH_KEPT = 100  # depth maps, for revisions to come
+_RECORDS_KEPT = MAX_WIDE + 50  # keyframes that can be sent again: no adjustment moves so many, and depth comes soon
 _TIMES = 500  # samples per stage
+_log = logging.getLogger(__package__)
+
+
+class _Depth(NamedTuple):
+    """What was sent of a keyframe's depth, in a third of the room."""
+
+    depth: np.ndarray  # (H, W) float16 map units, NaN where unknown
+    confidence: np.ndarray  # (H, W) uint8, 255 = 1
+    colors: np.ndarray  # (H, W, 3) uint8 RGB
+    seen: tuple[np.ndarray, np.ndarray]  # ids of the sparse points in it and their depths, when it was sent
 
 
 @dataclass
@@ -33,10 +47,10 @@ class _Record:
     """A keyframe and what was said of it."""
 
     sparse: SparseKeyframe
-    sent: Keyframe
+    sent: Keyframe  # but its arrays
     told: np.ndarray  # (4, 4) T_camera_world that the dense mapper knows
     sent_T: np.ndarray  # (4, 4) T_camera_world that `sent` shows
-    sent_depths: tuple[np.ndarray, np.ndarray]  # ids of its sparse points and their depths, when `sent` was made
+    depth: _Depth | None = None
 
 
 class GeometricEngine:
@@ -63,6 +77,7 @@ class GeometricEngine:
         self._dense_wanted, self._lossless = dense, lossless
         self._map_id = map_id
         self._times: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_TIMES))
+        self._waited = 0.0  # seconds of this frame, for the depth queue
         self._dense: DenseMapper | None = None
         warm_up()
         self._begin()
@@ -80,7 +95,7 @@ class GeometricEngine:
         """Forget the keyframes and their depth."""
         self.close()
         self._records: dict[int, _Record] = {}
-        self._with_depth: deque[int] = deque()
+        self._without_depth = 0  # keyframes, counted here once depth has failed
         if self._dense_wanted:
             self._dense = DenseMapper(lossless=self._lossless)
 
@@ -91,14 +106,14 @@ class GeometricEngine:
 
     @property
     def milliseconds(self) -> dict[str, float]:
-        """Median time of each stage; `keyframe` is tracking and all that comes with a keyframe, but its depth."""
+        """Median time of each stage; `keyframe` is all that comes with one, but the wait for the depth queue."""
         own = {stage: float(np.median(times)) for stage, times in self._times.items()}
         return {**own, **(self._dense.milliseconds if self._dense else {})}
 
     @property
     def depth_skipped(self) -> int:
-        """Keyframes that got no depth because the depth queue was full."""
-        return self._dense.skipped if self._dense else 0
+        """Keyframes that got no depth because the depth queue was full, or because depth has failed."""
+        return self._dense.skipped if self._dense else self._without_depth
 
     @property
     def focal(self) -> float:
@@ -114,7 +129,7 @@ class GeometricEngine:
         self._check(frame)
         if self._tracker is None:
             self._open(frame)
-        start = time.perf_counter()
+        start, self._waited = time.perf_counter(), 0.0
         self._stamps[frame.id] = frame.stamp
         image = np.ascontiguousarray(frame.image)
         if image.shape[:2] != self._size:
@@ -124,13 +139,14 @@ class GeometricEngine:
         if step.abandoned:
             self._map_id += 1
             self._forget_keyframes()
-        self._times['keyframe' if step.inserted else 'tracking'].append(1000 * (time.perf_counter() - start))
         keyframes = self._insert(step)
         if step.adjusted:
             self._tell_poses()
         keyframes += self._collect()
         if step.adjusted:
             keyframes += self._revise(_REVISIONS)
+        seconds = time.perf_counter() - start - self._waited
+        self._times['keyframe' if step.inserted else 'tracking'].append(1000 * seconds)
         if step.T_world_camera is None:
             return EngineOutput(None, tuple(keyframes))
         return EngineOutput(Pose(frame.id, frame.stamp, T_MAP_OPTICAL @ step.T_world_camera), tuple(keyframes))
@@ -203,15 +219,18 @@ class GeometricEngine:
             before = next(reversed(self._records), sparse.id - 1)
             keyframe = Keyframe(pose, intrinsics.scaled(1 / self._scale[0], 1 / self._scale[1]), map_id=self._map_id,
                                 stride=max(1, sparse.id - before), relocalised=step.relocalised)
-            self._records[sparse.id] = _Record(sparse, keyframe, sparse.T_camera_world, sparse.T_camera_world,
-                                                 self._tracker.map.depths(sparse))
+            self._records[sparse.id] = _Record(sparse, keyframe, sparse.T_camera_world, sparse.T_camera_world)
+            if len(self._records) > _RECORDS_KEPT:
+                del self._records[next(iter(self._records))]
             new.append(keyframe)
-            _, depths = self._records[sparse.id].sent_depths
+            _, depths = self._tracker.map.depths(sparse)
             depths = depths[depths > 0]
             if self._dense and len(depths):
                 near, far = np.percentile(depths, _DEPTH_RANGE)
                 view = View(sparse.id, image, invert(sparse.T_camera_world), float(near), float(far))
-                self._call(self._dense.add, view, intrinsics)
+                self._waited += self._call(self._dense.add, view, intrinsics) or 0.0
+            if self._dense_wanted and not self._dense:
+                self._without_depth += 1
         return new
 
     def _tell_poses(self) -> None:
@@ -226,29 +245,20 @@ class GeometricEngine:
         """Return the keyframes that have got depth."""
         if not self._dense:
             return []
-        maps = self._call(self._dense.finish if wait else self._dense.collect)
+        maps = self._call(self._dense.finish if wait else self._dense.collect) or []
         return [self._with_map(self._records[depth_map.id], depth_map)
-                for depth_map in {m.id: m for m in maps}.values()]
+                for depth_map in {m.id: m for m in maps}.values() if depth_map.id in self._records]
 
     def _with_map(self, record: _Record, depth_map: DepthMap) -> Keyframe:
-        fx, fy, cx, cy = depth_map.intrinsics
-        height, width = depth_map.depth.shape
+        """Return a keyframe with its new depth."""
         depth = np.where(depth_map.confidence > 0, depth_map.depth, np.float32(np.nan))
-        x, y = np.float32((np.arange(width) - cx) / fx), np.float32((np.arange(height) - cy) / fy)
-        pointmap = np.dstack([x * depth, y[:, None] * depth, depth])  # (H, W, 3) map units, optical frame
-        if record.sent.pointmap is None:
-            self._with_depth.append(record.sparse.id)
-            if len(self._with_depth) > _DEPTH_KEPT:
-                old = self._records[self._with_depth.popleft()]
-                old.sent = replace(old.sent, pointmap=None, confidence=None, colors=None)
-        return self._send(record, intrinsics=depth_map.intrinsics, pointmap=pointmap, confidence=depth_map.confidence,
-                          colors=depth_map.colors)
+        return self._send(record, depth_map.intrinsics, depth, depth_map.confidence, depth_map.colors)
 
     def _revise(self, most: int) -> list[Keyframe]:
         """Return keyframes with depth that have moved noticeably since they were sent, the most moved first."""
         moved = []
         for record in self._records.values():
-            if record.sent.pointmap is None or record.sent_T is record.sparse.T_camera_world:
+            if record.depth is None or record.sent_T is record.sparse.T_camera_world:
                 continue
             step = record.sparse.T_camera_world @ invert(record.sent_T)
             angle = np.degrees(np.arccos(np.clip((np.trace(step[:3, :3]) - 1) / 2, -1, 1)))
@@ -258,26 +268,35 @@ class GeometricEngine:
             if amount > 1:
                 moved.append((amount, growth, record))
         moved.sort(key=lambda item: -item[0])
-        return [self._send(record, pointmap=record.sent.pointmap * np.float32(growth))
+        return [self._send(record, record.sent.intrinsics, growth * np.float32(record.depth.depth),
+                           np.float32(record.depth.confidence) / 255, record.depth.colors)
                 for _, growth, record in moved[:most]]
 
     def _growth(self, record: _Record) -> float:
         """Return by how much the sparse points of a keyframe are deeper than when it was sent."""
-        then, now = record.sent_depths, self._tracker.map.depths(record.sparse)
+        then, now = record.depth.seen, self._tracker.map.depths(record.sparse)
         _, a, b = np.intersect1d(then[0], now[0], assume_unique=True, return_indices=True)
         return float(np.median(now[1][b] / then[1][a])) if len(a) >= 10 else 1.0
 
-    def _send(self, record: _Record, **changes: object) -> Keyframe:
-        """Return a keyframe anew, where it is now."""
+    def _send(self, record: _Record, intrinsics: Intrinsics, depth: np.ndarray, confidence: np.ndarray,
+              colors: np.ndarray) -> Keyframe:
+        """Return a keyframe anew, with its depth (H, W) float32 and where it is now."""
+        record.depth = _Depth(depth.astype(np.float16), np.uint8(np.rint(255 * confidence)), colors,
+                              self._tracker.map.depths(record.sparse))
         record.sent_T = record.sparse.T_camera_world
-        record.sent_depths = self._tracker.map.depths(record.sparse)
         pose = replace(record.sent.pose, T_map_camera=T_MAP_OPTICAL @ invert(record.sent_T))
-        record.sent = replace(record.sent, pose=pose, revision=record.sent.revision + 1, **changes)
-        return record.sent
+        record.sent = replace(record.sent, pose=pose, intrinsics=intrinsics, revision=record.sent.revision + 1)
+        x = np.float32((np.arange(depth.shape[1]) - intrinsics.cx) / intrinsics.fx)
+        y = np.float32((np.arange(depth.shape[0]) - intrinsics.cy) / intrinsics.fy)
+        pointmap = np.dstack([x * depth, y[:, None] * depth, depth])  # (H, W, 3) map units, optical frame
+        return replace(record.sent, pointmap=pointmap, confidence=confidence, colors=colors)
 
-    def _call(self, function, *arguments):
-        """Call the dense mapper; its failure is the engine's."""
+    def _call(self, function: Callable, *arguments: object) -> Any:
+        """Call the dense mapper; once it has failed, say so, track on without it and return None."""
         try:
             return function(*arguments)
         except DepthError as error:
-            raise EngineError(f'{error}; reset the engine, or make it with dense=False') from error
+            _log.error('%s; tracking goes on without depth until the engine is reset', error)
+            self._without_depth = self._dense.skipped
+            self.close()
+            return None

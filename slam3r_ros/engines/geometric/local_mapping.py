@@ -8,12 +8,12 @@ from slam3r_ros.engines.geometric.adjust import FocalPrior
 from slam3r_ros.engines.geometric.relocalise import sight
 from slam3r_ros.engines.geometric.sparse_map import PointState, SparseKeyframe, SparseMap
 
-WIDE_AT = (6, 7, 8, 10, 12, 15, 18, 22, 26, 33, 40, 60, 80)  # numbers of keyframes: all are adjusted, with the focal length
+WIDE_AT = (6, 7, 8, 10, 12, 15, 18, 22, 26, 33, 40, 60, 80)  # keyframes: all are adjusted, with the focal length
 _WIDE_ITERATIONS = 12
 _FEW_ITERATIONS = 6  # of a wide adjustment from _MANY keyframes on, and of the window
 _MANY = 30
-_MAX_WIDE = 200  # keyframes adjusted at once
-_MAX_DESCRIBED = 300  # keyframes to be recognised by; of the older half, every other is forgotten
+MAX_WIDE = 200  # keyframes adjusted at once: older ones never move again
+_MAX_DESCRIBED = 2 * MAX_WIDE  # keyframes to be recognised by; of the older half, every other is forgotten
 _SHARED = 10  # points that an older keyframe must share with the window to hold it
 _HOLDERS = 15  # older keyframes that hold the window, at most
 _RECENT = 4  # keyframes that need no loop: the tracks still join them
@@ -26,6 +26,7 @@ _LOOP_INLIERS = 20
 
 def extend(map: SparseMap, keyframe: SparseKeyframe, window: int, prior: FocalPrior | None) -> np.ndarray:
     """Add a keyframe with its features to the map; return the table old point id -> new id."""
+    map.described.append(len(map.keyframes))
     map.keyframes.append(keyframe)
     map.triangulate(keyframe)
     table = match_older(map, keyframe)
@@ -35,10 +36,11 @@ def extend(map: SparseMap, keyframe: SparseKeyframe, window: int, prior: FocalPr
     else:
         adjust_window(map, window)
     map.lend_depth(keyframe)
-    described = [k for k in map.keyframes if k.features is not None]
-    if len(described) > _MAX_DESCRIBED:
-        for old in described[1:_MAX_DESCRIBED // 2:2]:
-            old.features = None
+    if len(map.described) > _MAX_DESCRIBED:
+        every_other = slice(1, _MAX_DESCRIBED // 2, 2)
+        for number in map.described[every_other]:
+            map.keyframes[number].forget()
+        del map.described[every_other]
     return table
 
 
@@ -47,8 +49,8 @@ def adjust_all(map: SparseMap, prior: FocalPrior | None, iterations: int) -> Non
 
     Of a large map only the newest part is adjusted, and the focal length stays.
     """
-    if len(map.keyframes) > _MAX_WIDE:  # the equations grow with the square
-        return adjust_window(map, _MAX_WIDE)
+    if len(map.keyframes) > MAX_WIDE:  # the equations grow with the square
+        return adjust_window(map, MAX_WIDE)
     before = np.array([k.centre for k in map.keyframes])
     map.adjust(list(range(1, len(map.keyframes))), [0], iterations, prior)
     after = np.array([k.centre for k in map.keyframes])
@@ -63,8 +65,8 @@ def adjust_window(map: SparseMap, window: int) -> None:
     for number in free:
         inside[map.keyframes[number].ids] = True
     inside &= map.states[:map.count] == PointState.GOOD
-    shared = np.array([inside[map.keyframes[number].ids].sum() for number in range(free[0])])
-    fixed = [int(n) for n in np.argsort(-shared, kind='stable')[:_HOLDERS] if shared[n] >= _SHARED]
+    shared = {n: inside[map.keyframes[n].ids].sum() for n in map.described if n < free[0]}
+    fixed = sorted((n for n in shared if shared[n] >= _SHARED), key=lambda n: -shared[n])[:_HOLDERS]
     if not fixed or free[0] == 1 and 0 not in fixed:
         fixed.append(0)
     if len(fixed) < 2 and len(free) > 3:  # one keyframe alone does not hold the scale
@@ -77,10 +79,11 @@ def match_older(map: SparseMap, keyframe: SparseKeyframe) -> np.ndarray:
     table = np.arange(map.count)
     depth = map.median_depth(keyframe)
     nearby = []
-    for number, other in enumerate(map.keyframes[:-1 - _RECENT]):
+    for number in [n for n in map.described if n < len(map.keyframes) - 1 - _RECENT]:
+        other = map.keyframes[number]
         cosine = keyframe.axis @ other.axis
         distance = np.linalg.norm(keyframe.centre - other.centre) / depth
-        if other.features is not None and cosine > _LOOP_AXIS and distance < _LOOP_DISTANCE:
+        if cosine > _LOOP_AXIS and distance < _LOOP_DISTANCE:
             nearby.append((distance + 2 * (1 - cosine), number))
     for _, number in sorted(nearby)[:_LOOPS]:
         features = keyframe.features

@@ -85,8 +85,8 @@ def estimate_pose(points: np.ndarray, pixels: np.ndarray, focal: float,
         found = None
     try:
         ok, vector, translation, inliers = cv2.solvePnPRansac(
-            points, pixels, pinhole(focal), None, iterationsCount=_SAMPLES, reprojectionError=threshold, confidence=0.999,
-            flags=cv2.SOLVEPNP_AP3P)
+            points, pixels, pinhole(focal), None, iterationsCount=_SAMPLES, reprojectionError=threshold,
+            confidence=0.999, flags=cv2.SOLVEPNP_AP3P)
     except cv2.error:  # OpenCV raises where the points are degenerate: no pose either way
         return found
     if not ok or inliers is None or len(inliers) < MIN_INLIERS:

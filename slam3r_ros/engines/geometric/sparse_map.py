@@ -58,6 +58,10 @@ class SparseKeyframe:
         """The camera's viewing direction in the world, (3,)."""
         return self.T_camera_world[2, :3]
 
+    def forget(self) -> None:
+        """Drop what it observes and is recognised by; it stays where it is."""
+        self.ids, self.pixels, self.features = np.zeros(0, int), np.zeros((0, 2)), None
+
 
 class SparseMap:
     """Points, keyframes and the focal length; grows as needed."""
@@ -66,6 +70,7 @@ class SparseMap:
         """Start an empty map; `focal` in pixels."""
         self.focal = focal
         self.keyframes: list[SparseKeyframe] = []
+        self.described: list[int] = []  # numbers of those with observations and features, in order
         self.count = 0  # of points, UNSEEN ones included
         self.positions = np.zeros((4096, 3))
         self.states = np.zeros(4096, np.int8)
@@ -140,9 +145,9 @@ class SparseMap:
         """Let points `ids` (N,) be the points `into` (N,) from now on; return the table old id -> new id."""
         table = np.arange(self.count)
         table[ids] = into
-        for keyframe in self.keyframes:
+        for keyframe in (self.keyframes[number] for number in self.described):
             for part in (keyframe, keyframe.features):
-                if part is None or not (table[part.ids] != part.ids).any():
+                if not (table[part.ids] != part.ids).any():
                     continue
                 part.ids = table[part.ids]
                 first = np.sort(np.unique(part.ids, return_index=True)[1])

@@ -155,6 +155,7 @@ class Tracker:
         sights = {sight.id: sight for sight in self._initialiser.sights}
         for keyframe in map.keyframes:
             self._describe(keyframe, sights[keyframe.id].image)
+        map.described = list(range(len(map.keyframes)))
         for number in range(1, len(map.keyframes)):
             map.triangulate(map.keyframes[number])
         newest = map.keyframes[-1]
@@ -239,7 +240,7 @@ class Tracker:
         self._tracks.detect()
         features = Features(self._tracks.ids, self._pixels,
                             self._descriptor.describe(image, self._tracks.pixels, scales=True))
-        numbers = np.array([n for n, keyframe in enumerate(self.map.keyframes) if keyframe.features is not None])
+        numbers = np.array(self.map.described)
         if len(numbers) > _CONSIDERED:
             others = self._random.choice(numbers[:-_NEWEST], _CONSIDERED - _NEWEST, replace=False)
             numbers = np.concatenate([numbers[-_NEWEST:], others])
@@ -275,7 +276,7 @@ class Tracker:
         """Place the frames that were lost by the keyframes made since."""
         for id, features in self._lost:
             keyframes = self.map.keyframes
-            order = np.array([n for n, keyframe in enumerate(keyframes) if keyframe.features is not None])
+            order = np.array(self.map.described)
             order = order[np.argsort([abs(keyframes[n].id - id) for n in order], kind='stable')]
             found = relocalise(self.map, order[:_NEWEST], features.descriptors, features.pixels)
             if found is not None:
