@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn a video, a bag or an image topic into a live map: `ros2 launch slam3r_ros slam.launch.py input:=video.mp4`."""
 
+import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
@@ -13,6 +14,7 @@ from launch_ros.actions import ComposableNodeContainer, Node
 from launch_ros.descriptions import ComposableNode
 
 from slam3r_ros.container import GRAPH  # plugins by executable and node name, the last in the chain first
+from slam3r_ros.nodes.video_decoder import topic_of
 
 PACKAGE = 'slam3r_ros'
 SHARE = Path(get_package_share_directory(PACKAGE))
@@ -68,6 +70,8 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         'video_decoder': {'input': value['input']} if value['input'] else {},
         'slam3r': {'engine': value['engine']} if value['engine'] else {},
     }
+    if topic_of(value['input'] or os.environ.get('VIDEO_STREAM_URL', '')):
+        given['slam3r']['lossless'] = False  # a camera does not wait
     parameters = {name: [value['params_file'], common | given.get(name, {})] for name in GRAPH}
     actions: list[LaunchDescriptionEntity] = []
     if value['use_composition'] == 'true':

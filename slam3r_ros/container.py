@@ -26,7 +26,7 @@ from rclpy.utilities import remove_ros_args
 
 from slam3r_ros.nodes.base import PipelineNode
 from slam3r_ros.transport.bus import close_node, create_subscription, stop_node
-from slam3r_ros.values import SlamStatus
+from slam3r_ros.values import MeshUpdate, SlamStatus
 
 # By node name, from the last in the chain to the first, so that nothing is published into the void.
 GRAPH = {
@@ -42,6 +42,7 @@ PLUGINS = {
     'slam3r_ros::VideoDecoder': 'slam3r_ros.nodes.video_decoder:VideoDecoder',
 }
 
+_FAREWELL = 0.2  # seconds for the answer to whoever asked for a node that cannot be made
 _THREADS = 8  # each node may block one by a service that waits for its worker
 
 
@@ -53,7 +54,7 @@ class Container(Node):
     """Loads, lists and unloads nodes on request.
 
     Attributes:
-        failed: Done, with the reason, when one of the nodes cannot go on.
+        failed: Done, with the reason, when one of the nodes cannot be made or cannot go on.
     """
 
     def __init__(self, executor: Executor, **kwargs: Any):
@@ -91,7 +92,7 @@ class Container(Node):
             node.destroy_node()
             raise ContainerError(f'{plugin}: a node named {name} is here already; give it another name')
         if isinstance(node, PipelineNode):
-            node.failed.add_done_callback(self._note_failure)
+            node.failed.add_done_callback(lambda failed: self._note_failure(failed.result()))
         unique_id, self._next_id = self._next_id, self._next_id + 1
         self.hosted[unique_id] = node
         self._executor.add_node(node)
@@ -119,9 +120,9 @@ class Container(Node):
         close_node(self)
         self.destroy_node()
 
-    def _note_failure(self, future: Future) -> None:
+    def _note_failure(self, reason: str) -> None:
         if not self.failed.done():
-            self.failed.set_result(future.result())
+            self.failed.set_result(reason)
 
     def _load(self, request: LoadNode.Request, response: LoadNode.Response) -> LoadNode.Response:
         arguments = ['--ros-args']
@@ -140,6 +141,7 @@ class Container(Node):
             )
         except ContainerError as error:
             self.get_logger().error(str(error))
+            self._note_failure(str(error))
             response.error_message = str(error)
             return response
         node = self.hosted[response.unique_id]
@@ -205,6 +207,7 @@ def run_graph(parameters: dict[str, dict[str, Any]], arguments: Sequence[str] = 
 
     try:
         create_subscription(container, SlamStatus, 'status', follow)
+        create_subscription(container, MeshUpdate, 'mesh', lambda update: None)  # unread, it would not be extracted
         for name, plugin in GRAPH.items():
             start = time.monotonic()
             overrides = [Parameter(key, value=value) for key, value in parameters.get(name, {}).items()]
@@ -235,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv if arguments is None else arguments
     parser = argparse.ArgumentParser(prog='slam3r_container', description=main.__doc__)
     parser.add_argument('--graph', action='store_true', help='load the four nodes of slam3r_ros, and do the following')
-    parser.add_argument('--exit-on-failure', action='store_true', help='end with status 1 when a node cannot go on')
+    parser.add_argument('--exit-on-failure', action='store_true', help='end with status 1 when a node cannot be made or go on')
     options = parser.parse_args(remove_ros_args(arguments)[1:])
     watch = options.graph or options.exit_on_failure
     tune_malloc()
@@ -248,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 container.load(plugin)
         if watch:
             executor.spin_until_future_complete(container.failed)
+            time.sleep(_FAREWELL)
         else:
             executor.spin()
     except ContainerError as error:

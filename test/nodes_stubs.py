@@ -73,10 +73,16 @@ class StubEngine:
     name, device, model_license = 'stub', 'cpu', ''
     depth_skipped = 0
 
-    def __init__(self, fail_at=None):
+    def __init__(self, fail_at=None, finish=None):
+        self._finish, self.lossless = finish, None
         self.state, self.milliseconds = State.INITIALIZING, {'track': 1.0}
         self.frames, self.closed, self.finished = [], False, 0
         self._poses, self._map_id, self._fail_at, self._waiting = [], 0, fail_at, None
+
+    def made(self, name, checkpoints, map_id=0, lossless=True):
+        """Stand in for create_engine."""
+        self._map_id, self.lossless = map_id, lossless
+        return self
 
     def process(self, frame):
         self.frames.append(frame)
@@ -97,6 +103,8 @@ class StubEngine:
 
     def finish(self):
         self.finished += 1
+        if self._finish:
+            self._finish()
         return EngineOutput(None, (wall(self._waiting, 1, self._map_id),) if self._waiting else ())
 
     def trajectory(self):

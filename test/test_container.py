@@ -44,7 +44,7 @@ def container(ros):
 @pytest.fixture
 def stubs(monkeypatch):
     engine, sources = StubEngine(), []
-    monkeypatch.setattr(slam3r, 'create_engine', lambda name, checkpoints: engine)
+    monkeypatch.setattr(slam3r, 'create_engine', engine.made)
     monkeypatch.setattr(playback, 'open_source', lambda uri, offset, topic: sources.append(StubSource()) or sources[-1])
     return engine, sources
 
@@ -139,7 +139,7 @@ def test_run_graph_hands_the_very_frames_to_the_engine(stubs, monkeypatch):
 )
 def test_run_graph_raises_what_is_wrong(stubs, monkeypatch, parameters, message):
     monkeypatch.undo()
-    monkeypatch.setattr(slam3r, 'create_engine', lambda name, checkpoints: StubEngine())
+    monkeypatch.setattr(slam3r, 'create_engine', StubEngine().made)
     monkeypatch.setenv('ROS_DOMAIN_ID', str(next_domain()))
     with pytest.raises(ContainerError, match=message):
         run_graph(parameters)
@@ -148,8 +148,9 @@ def test_run_graph_raises_what_is_wrong(stubs, monkeypatch, parameters, message)
 class Process:
     """The container as a process."""
 
-    def __init__(self, *arguments):
-        environment = os.environ | {'ROS_DOMAIN_ID': str(next_domain()), 'ROS_LOG_DIR': '/tmp/slam3r_ros_test_log'}
+    def __init__(self, *arguments, domain=None):
+        domain = next_domain() if domain is None else domain
+        environment = os.environ | {'ROS_DOMAIN_ID': str(domain), 'ROS_LOG_DIR': '/tmp/slam3r_ros_test_log'}
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'slam3r_ros.container', *arguments],
             env=environment,
@@ -184,6 +185,24 @@ def test_a_graph_that_cannot_go_on_ends_with_status_1():
     text = container.end(60)
     assert container.process.returncode == 1
     assert text.count('/nowhere.mp4: does not exist') == 1
+    assert 'Traceback' not in text
+
+
+def test_a_node_that_cannot_be_made_fails_the_container(ros, container):
+    client = ros.apart().node(node_name='client')
+    answer = ros.call(client, LoadNode, f'{SERVICE}/load_node', LoadNode.Request(plugin_name='test_container:Rude'))
+    assert not answer.success
+    assert container.failed.done() and container.failed.result() == answer.error_message
+
+
+def test_a_container_that_exits_on_failure_ends_with_status_1_when_a_node_cannot_be_made(ros):
+    container = Process('--exit-on-failure', domain=ros.domain)
+    engine = [Parameter('engine', value='slam3r').to_parameter_msg()]
+    request = LoadNode.Request(plugin_name='slam3r_ros::Slam3r', parameters=engine)
+    answer = ros.call(ros.node(node_name='client'), LoadNode, f'{SERVICE}/load_node', request)
+    text = container.end()
+    assert 'is not available yet' in answer.error_message and 'is not available yet' in text
+    assert container.process.returncode == 1
     assert 'Traceback' not in text
 
 

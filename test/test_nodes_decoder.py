@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from slam3r_ros import msg
 from slam3r_ros.nodes import base, camera_input, playback
 from slam3r_ros.nodes.keyframe_selector import KeyframeSelector
+from slam3r_ros.nodes.parameters import ParameterError
 from slam3r_ros.nodes.video_decoder import VideoDecoder, topic_of
 from slam3r_ros.transport.bus import create_publisher, create_subscription
 from slam3r_ros.transport.images import to_image
@@ -43,6 +44,8 @@ def test_what_an_input_means(tmp_path):
     assert topic_of('topic:camera/image') == 'camera/image'
     assert topic_of('/camera/image_raw') == '/camera/image_raw'
     assert topic_of('/videos/missing.mp4') is None
+    assert topic_of('/videos/my-clips') is None and topic_of('/videos/my clips') is None
+    assert topic_of('/videos//clips') is None and topic_of('/2024/clips') is None
     assert topic_of(str(bag)) is None
     assert topic_of('video.mp4') is None
 
@@ -123,6 +126,23 @@ def test_a_file_that_breaks_in_the_middle_fails_the_node(decoder):
     assert node.last_error == 'video.mp4: changes size'
 
 
+def test_a_mistake_while_reading_fails_the_node(decoder):
+    def breaking():
+        yield from images(40, missing=range(5, 40))
+        raise KeyError('codec')
+
+    node, _ = decoder(StubSource(breaking()), input='video.mp4')
+    wait_until(node.failed.done)
+    assert node.failed.result() == "video.mp4: KeyError: 'codec'"
+
+
+@pytest.mark.parametrize('name', ['topic:/my-camera/image', 'topic:', 'topic:a b'])
+def test_what_is_no_topic_name_is_refused(ros, name):
+    with pytest.raises(ParameterError, match='parameter input of /video_decoder: .*[Ii]nvalid') as caught:
+        ros.node(VideoDecoder, parameters={'input': name})
+    assert '\n' not in str(caught.value)
+
+
 def test_run_ends_with_status_1_on_bad_input(monkeypatch, capfd):
     monkeypatch.setenv('ROS_DOMAIN_ID', str(next_domain()))
     assert base.run(VideoDecoder, ['--ros-args', '-p', 'input:=/nowhere/video.mp4']) == 1
@@ -136,9 +156,9 @@ def test_run_ends_with_status_1_on_bad_input(monkeypatch, capfd):
 class Camera:
     """A camera outside of the process."""
 
-    def __init__(self, ros, compressed=False, calibrated=True):
+    def __init__(self, ros, compressed=False, calibrated=True, name='image_raw'):
         self.node = ros.apart().node(node_name='camera', namespace='/cam')
-        kind, name = (CompressedImage, 'image_raw/compressed') if compressed else (Image, 'image_raw')
+        kind, name = (CompressedImage, f'{name}/compressed') if compressed else (Image, name)
         self.image = self.node.create_publisher(kind, name, 10)
         self.info = self.node.create_publisher(CameraInfo, 'camera_info', 10) if calibrated else None
 
@@ -182,6 +202,39 @@ def test_distortion_is_taken_out_and_a_zero_stamp_filled_in(ros, decoder):
     wait_until(lambda: frames)
     assert abs(node.get_clock().now().nanoseconds - frames[0].stamp) < 5e9
     assert frames[0].intrinsics.fx != 100.0  # the pinhole camera that is left has no black border
+
+
+def test_the_calibration_stays_once_an_image_went_out(ros, decoder, capfd):
+    _, frames = decoder(input='/cam/image_raw')
+    camera = Camera(ros, calibrated=False)
+    camera.ready()
+    picture = to_image(next(images()).image, 1, 'cam')
+    camera.image.publish(picture)
+    wait_until(lambda: len(frames) == 1)
+    camera.info = camera.node.create_publisher(CameraInfo, 'camera_info', 10)
+    camera.ready()
+    for _ in range(2):
+        camera.info.publish(calibration((-0.3, 0.1, 0.0, 0.0, 0.0)))
+    time.sleep(0.2)
+    camera.image.publish(picture)
+    wait_until(lambda: len(frames) == 2)
+    assert frames[0].intrinsics is None and frames[1].intrinsics is None
+    np.testing.assert_array_equal(frames[1].image, frames[0].image)
+    assert capfd.readouterr().err.count('the calibration has changed, which is ignored') == 1
+
+
+def test_rectified_images_are_not_undistorted_again(ros, decoder):
+    _, frames = decoder(input='/cam/image_rect_color')
+    camera = Camera(ros, name='image_rect_color')
+    camera.ready()
+    p = [90.0, 0.0, 60.0, 0.0, 0.0, 91.0, 45.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    camera.info.publish(calibration((-0.3, 0.1, 0.0, 0.0, 0.0), p=p))
+    time.sleep(0.2)
+    picture = next(images()).image
+    camera.image.publish(to_image(picture, 1, 'cam'))
+    wait_until(lambda: frames)
+    assert frames[0].intrinsics == (90.0, 91.0, 60.0, 45.0)
+    np.testing.assert_array_equal(frames[0].image, picture)
 
 
 def test_compressed_images_when_nothing_else_is_there(ros, decoder):

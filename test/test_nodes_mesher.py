@@ -10,6 +10,8 @@ from ros_helpers import ros_fixture, wait_until  # noqa: F401
 from std_srvs.srv import Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
+from slam3r_ros.nodes import mesher
+from slam3r_ros.nodes.base import Newcomers
 from slam3r_ros.nodes.mesher import Mesher
 from slam3r_ros.srv import GetMesh, SaveMap
 from slam3r_ros.transport.bus import create_publisher, create_subscription
@@ -81,6 +83,12 @@ def test_a_new_subscriber_gets_the_whole_map_once(bench):
     assert second[0].full and second[0].blocks
     time.sleep(0.5)
     assert len(second) == 1
+
+
+def test_a_reader_that_takes_the_place_of_another_is_noticed():
+    newcomers = Newcomers()
+    assert [newcomers.look(each) for each in ({1}, {1}, {1}, {2}, {2}, {2})] == [False, True, False, False, True, False]
+    assert newcomers.settled == {2}
 
 
 def test_nothing_is_meshed_while_nobody_looks(bench, monkeypatch):
@@ -164,11 +172,16 @@ def test_get_mesh_gives_everything(bench):
     assert not answer.success and answer.message == 'map 7 is gone; the present one is 0'
 
 
-def test_save_map_writes_both_meshes(bench, tmp_path):
+def test_save_map_writes_both_meshes(bench, tmp_path, monkeypatch):
     b = bench()
     answer = b.ros.call(b.outside, SaveMap, '/mesher/save_map', SaveMap.Request(path=str(tmp_path)))
     assert not answer.success and 'the mesh is empty' in answer.message
     b.feed()
+    monkeypatch.setattr(mesher, '_SPECK', 10**9)
+    answer = b.ros.call(b.outside, SaveMap, '/mesher/save_map', SaveMap.Request(path=str(tmp_path / 'specks')))
+    assert not answer.success and 'the mesh is empty but for specks' in answer.message
+    assert not (tmp_path / 'specks').exists()
+    monkeypatch.undo()
     answer = b.ros.call(b.outside, SaveMap, '/mesher/save_map', SaveMap.Request(path=str(tmp_path)))
     assert answer.success, answer.message
     assert answer.files == [str(tmp_path / 'mesh.ply'), str(tmp_path / 'mesh.glb')]

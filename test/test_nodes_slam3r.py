@@ -15,11 +15,12 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from slam3r_ros import msg
+from slam3r_ros.engines.protocol import EngineError
 from slam3r_ros.mapping.frames import T_MAP_OPTICAL, from_quaternion, rigid
 from slam3r_ros.mapping.trajectory import read_tum
 from slam3r_ros.nodes import slam3r
 from slam3r_ros.srv import LoadMap, SaveMap, SetScale
-from slam3r_ros.transport.bus import create_publisher, create_subscription, worker_of
+from slam3r_ros.transport.bus import close_node, create_publisher, create_subscription, worker_of
 from slam3r_ros.transport.clouds import from_cloud
 from slam3r_ros.transport.poses import from_pose, pose_from_odometry
 from slam3r_ros.values import Frame, Keyframe, Pose, SlamStatus, State
@@ -32,7 +33,7 @@ class Bench:
 
     def __init__(self, ros, monkeypatch, engine=None, **parameters):
         self.ros, self.engine = ros, engine or StubEngine()
-        monkeypatch.setattr(slam3r, 'create_engine', lambda name, checkpoints: self.engine)
+        monkeypatch.setattr(slam3r, 'create_engine', self.engine.made)
         self.feeder = ros.node(node_name='feeder')
         self.frames = create_publisher(self.feeder, Frame, 'selected_frames')
         self.statuses, self.keyframes = [], []
@@ -196,11 +197,12 @@ def test_reset_begins_another_map(bench):
     b.feed(replace(each, last=False) for each in images())
     answer = b.ros.call(b.outside, Trigger, '/slam3r/reset')
     assert answer.success
-    wait_until(lambda: b.statuses[-1].map_id == 1)
+    before = b.keyframes[-1].map_id
+    wait_until(lambda: b.statuses[-1].map_id == before + 1)
     assert b.statuses[-1].state == State.INITIALIZING
-    b.feed(images())
-    assert b.keyframes[-1].map_id == 1
-    assert b.statuses[-1].keyframes == 4  # the engine is warm: frame 0 counts
+    b.feed(images(80, missing=range(40)))
+    assert b.keyframes[-1].map_id == before + 1
+    assert b.statuses[-1].keyframes == 4  # the engine is warm: frame 40 counts
 
 
 def test_save_map_writes_what_came_before_the_call(bench, tmp_path):
@@ -275,6 +277,58 @@ def test_the_end_is_told_even_when_the_last_frame_fails(bench):
     b = bench(engine=StubEngine(fail_at=39))
     b.feed(images())
     wait_until(lambda: b.statuses[-1].finished)
+
+
+def test_another_stream_begins_another_map(bench):
+    b = bench()
+    b.feed(images())
+    first = b.statuses[-1]
+    b.feed(images(20, missing=(5,)))
+    status = b.statuses[-1]
+    assert (status.map_id, b.keyframes[-1].map_id) == (first.map_id + 1, first.map_id + 1)
+    assert (status.frames_in, status.frames_decoded, status.frames_dropped, status.finished) == (20, 19, 1, True)
+    assert b.node.last_error == ''
+
+
+def test_a_node_started_later_begins_with_a_higher_map(bench, monkeypatch):
+    clock = iter((1_700_000_000.9, 1_700_000_100.0))
+    monkeypatch.setattr(slam3r.time, 'time', lambda: next(clock, 1.8e9))
+    for expected in (1_700_000_000, 1_700_000_100):
+        b = bench()
+        b.feed(images(20))
+        assert b.keyframes[-1].map_id == b.statuses[-1].map_id == expected
+        for node in (b.node, b.feeder):
+            b.ros.executor.remove_node(node)
+            b.ros.nodes.remove(node)
+            node.destroy_node() if node is b.node else close_node(node)
+
+
+@pytest.mark.parametrize('lossless', [True, False])
+def test_the_engine_is_told_whether_keyframes_wait_for_their_depth(bench, lossless):
+    assert bench(lossless=lossless).engine.lossless is lossless
+
+
+@pytest.mark.parametrize('error', [RuntimeError, EngineError])
+def test_the_end_is_told_even_when_the_engine_cannot_finish(bench, error):
+    def fail():
+        raise error('out of memory')
+
+    b = bench(engine=StubEngine(finish=fail))
+    b.feed(images())
+    assert b.statuses[-1].finished
+    wait_until(lambda: 'out of memory' in b.statuses[-1].last_error)
+
+
+def test_an_engine_error_at_every_frame_is_one_line(bench, monkeypatch, capfd):
+    def fail(frame):
+        raise EngineError('frame is too small')
+
+    b = bench()
+    monkeypatch.setattr(b.engine, 'process', fail)
+    b.feed(images())
+    assert b.statuses[-1].last_error == 'frame is too small'
+    errors = capfd.readouterr().err
+    assert errors.count('frame is too small') == 1 and 'Traceback' not in errors
 
 
 def test_the_engine_is_closed_with_the_node(bench):

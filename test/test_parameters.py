@@ -86,6 +86,8 @@ def test_parameters_are_described_and_cannot_be_changed_later(ros):
         ('slam3r', 'engine', 'magic', "parameter engine of /one: 'magic' must be one of auto, geometric, slam3r"),
         ('slam3r', 'base_to_camera', [1.0], 'parameter base_to_camera of /one: .* must be 6 finite numbers'),
         ('slam3r', 'base_to_camera', 'ahead', 'parameter base_to_camera of /one: .* must be 6 finite numbers'),
+        ('slam3r', 'base_to_camera', 3, 'parameter base_to_camera of /one: .3. must be 6 finite numbers'),
+        ('slam3r', 'base_to_camera', 'abcdef', 'parameter base_to_camera of /one: .* must be 6 finite numbers'),
         ('slam3r', 'base_to_camera', [math.nan] * 6, 'parameter base_to_camera of /one: .* must be 6 finite numbers'),
         ('video_decoder', 'stamp_offset', math.nan, 'parameter stamp_offset of /one'),
     ],

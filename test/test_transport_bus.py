@@ -5,11 +5,13 @@ import time
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import KeyValue
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_helpers import ros_fixture, wait_until  # noqa: F401
 
 from slam3r_ros import msg
 from slam3r_ros.transport.bus import close_node, create_publisher, create_subscription, worker_of
-from slam3r_ros.values import Frame, MeshBlock, MeshUpdate, SlamStatus, State
+from slam3r_ros.values import Frame, Intrinsics, Keyframe, MeshBlock, MeshUpdate, Pose, SlamStatus, State
 
 
 def frame(id=0, size=(48, 64)):
@@ -160,6 +162,65 @@ def test_back_pressure_reaches_another_process(ros):
     thread.join(10)
     wait_until(lambda: len(seen) == 40)
     assert seen == list(range(0, 120, 3))
+
+
+def test_a_burst_of_keyframes_reaches_a_slow_reader_in_another_process(ros):
+    seen, size = [], (16, 16)
+
+    def slow(value):
+        time.sleep(0.002)
+        seen.append((value.id, value.revision))
+
+    create_subscription(ros.apart().node(node_name='slow'), Keyframe, 'keyframes', slow, depth=2, lossless=True)
+    publisher = create_publisher(ros.node(node_name='fast'), Keyframe, 'keyframes', depth=100, lossless=True)
+    assert publisher.wait_for_reader()
+    camera = Intrinsics(1.0, 1.0, 0.0, 0.0)
+    depth = np.ones((*size, 3), np.float32), np.ones(size, np.float32), np.zeros((*size, 3), np.uint8)
+    sent = [(id, revision) for revision in range(3) for id in range(100)]  # all are sent anew at the end
+    for id, revision in sent:
+        publisher.publish(Keyframe(Pose(id, id, np.eye(4)), camera, *depth, revision=revision))
+    wait_until(lambda: len(seen) == len(sent))
+    assert seen == sent
+
+
+def test_two_lossless_readers_both_get_everything(ros):
+    seen = [], []
+    for i, each in enumerate(seen):
+        node = ros.apart().node(node_name=f'reader{i}')
+        create_subscription(node, Frame, 'frames', lambda value, each=each: each.append(value.id), 1, lossless=True)
+    publisher = create_publisher(ros.node(node_name='fast'), Frame, 'frames', depth=4, lossless=True)
+    wait_until(lambda: publisher.outside_readers() == 2)
+    publisher.wait_for_reader()
+    threading.Thread(target=lambda: [publisher.publish(frame(i)) for i in range(60)], daemon=True).start()
+    wait_until(lambda: seen == (list(range(60)),) * 2)
+
+
+def test_what_two_readers_say_at_once_is_heard(ros):
+    """No word is lost while the publisher's executor is busy: its reader would be waited for in vain."""
+    asker = create_publisher(ros.node(node_name='fast'), Frame, 'frames', lossless=True)._asker
+    latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    voice = ros.apart().node(node_name='far').create_publisher(KeyValue, 'frames/consumed', latched)
+    wait_until(lambda: voice.get_subscription_count())
+    with asker._changed:
+        for name in 'abcd':
+            voice.publish(KeyValue(key=name))
+        time.sleep(0.2)
+    wait_until(lambda: set(asker._consumed) == set('abcd'), seconds=2)
+
+
+def test_a_publisher_that_waits_for_credit_ends_with_its_node(ros):
+    gate = threading.Event()
+    far = ros.apart().node(node_name='stuck')
+    create_subscription(far, Frame, 'frames', lambda value: gate.wait(20), depth=1, lossless=True)
+    node = ros.node(node_name='fast')
+    publisher = create_publisher(node, Frame, 'frames', depth=2, lossless=True)
+    publisher.wait_for_reader()
+    worker_of(node).inbox(lambda _: [publisher.publish(frame(i)) for i in range(10)], depth=1).put(None)
+    time.sleep(0.3)
+    start = time.monotonic()
+    close_node(node)
+    assert time.monotonic() - start < 2
+    gate.set()
 
 
 def test_a_reader_that_dies_or_says_nothing_is_not_waited_for(ros):

@@ -1,14 +1,17 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
+import sys
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from slam3r_ros.transport import images
-from slam3r_ros.transport.images import from_image, to_image, undistorter
+from slam3r_ros.transport.images import from_image, to_image
 from slam3r_ros.video.pixels import PixelError
-from slam3r_ros.video.undistort import DistortionError
+from slam3r_ros.video.undistort import DistortionError, Undistorter
 
 RNG = np.random.default_rng(1)
 RGB = RNG.integers(0, 256, (6, 7, 3)).astype(np.uint8)
@@ -57,6 +60,20 @@ def test_cv_bridge_takes_what_is_unknown_here(monkeypatch):
     assert from_image(Image(encoding='yuv422')) is RGB
 
 
+def test_what_cv_bridge_does_not_know_either_is_refused_clearly(monkeypatch):
+    class CvBridgeError(TypeError):
+        """As in cv_bridge."""
+
+    class CvBridge:
+        def imgmsg_to_cv2(self, message, encoding):
+            raise CvBridgeError('Unrecognized image encoding [magic]')
+
+    monkeypatch.setattr(images.interop, 'has_cv_bridge', lambda: True)
+    monkeypatch.setitem(sys.modules, 'cv_bridge', SimpleNamespace(CvBridge=CvBridge, CvBridgeError=CvBridgeError))
+    with pytest.raises(PixelError, match="cv_bridge cannot turn 'magic' into rgb8: Unrecognized image encoding"):
+        from_image(Image(encoding='magic'))
+
+
 def test_compressed_images():
     data = cv2.imencode('.png', RGB[..., ::-1])[1].tobytes()
     np.testing.assert_array_equal(from_image(CompressedImage(format='png', data=data)), RGB)
@@ -69,22 +86,22 @@ def info(**kwargs):
 
 
 def test_a_straight_lens_keeps_its_camera():
-    lens = undistorter(info(d=[0.0] * 5), 640, 480)
+    lens = Undistorter.from_calibration(info(d=[0.0] * 5), 640, 480)
     assert lens.intrinsics == (400.0, 410.0, 319.5, 239.5)
     image = np.zeros((480, 640, 3), np.uint8)
     assert lens(image) is image
 
 
 def test_a_calibration_of_another_size_is_scaled():
-    assert undistorter(info(), 320, 240).intrinsics == (200.0, 205.0, 159.5, 119.5)
+    assert Undistorter.from_calibration(info(), 320, 240).intrinsics == (200.0, 205.0, 159.5, 119.5)
 
 
 def test_an_uncalibrated_camera_has_no_lens():
-    assert undistorter(info(k=[0.0] * 9), 640, 480) is None
+    assert Undistorter.from_calibration(info(k=[0.0] * 9), 640, 480) is None
 
 
 def test_rectified_images_have_the_camera_of_p():
-    lens = undistorter(info(d=[-0.3, 0.1, 0.0, 0.0, 0.0]), 640, 480, rectified=True)
+    lens = Undistorter.from_calibration(info(d=[-0.3, 0.1, 0.0, 0.0, 0.0]), 640, 480, rectified=True)
     assert lens.intrinsics == (380.0, 390.0, 310.0, 230.0)
 
 
@@ -97,7 +114,7 @@ def test_points_of_the_world_land_where_the_pinhole_camera_says():
     image = np.zeros((480, 640, 3), np.uint8)
     for u, v in pixels:
         cv2.circle(image, (round(u * 16), round(v * 16)), 3 * 16, (255, 255, 255), -1, cv2.LINE_AA, shift=4)
-    lens = undistorter(info(d=d.tolist()), 640, 480)
+    lens = Undistorter.from_calibration(info(d=d.tolist()), 640, 480)
     after = lens(image)[..., 0].astype(float)
     v, u = np.mgrid[:480, :640]
     for x, y, z in points:
@@ -111,4 +128,4 @@ def test_points_of_the_world_land_where_the_pinhole_camera_says():
 
 def test_an_unknown_lens_is_refused_clearly():
     with pytest.raises(DistortionError, match="distortion model 'magic'"):
-        undistorter(info(d=[0.1] * 5, distortion_model='magic'), 640, 480)
+        Undistorter.from_calibration(info(d=[0.1] * 5, distortion_model='magic'), 640, 480)

@@ -162,13 +162,13 @@ class Newcomers:
 
     def __init__(self):
         """Begin with no readers."""
-        self.settled = 0  # readers that were there at the last two looks
-        self._seen = 0
+        self.settled: set = set()  # readers that were there at the last two looks
+        self._seen: set = set()
 
-    def look(self, readers: int) -> bool:
-        """Take the present number of readers; return whether some have come that shall get everything."""
-        settled, self._seen = min(self._seen, readers), readers
-        came = settled > self.settled
+    def look(self, readers: set) -> bool:
+        """Take the ids of the present readers; return whether some have come that shall get everything."""
+        settled, self._seen = self._seen & readers, readers
+        came = bool(settled - self.settled)
         self.settled = settled
         return came
 

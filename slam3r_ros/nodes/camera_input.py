@@ -6,15 +6,18 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
+from rclpy.validate_topic_name import validate_topic_name
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from slam3r_ros.transport.images import from_image, undistorter
+from slam3r_ros.nodes.parameters import ParameterError
+from slam3r_ros.transport.images import from_image
 from slam3r_ros.transport.stamps import from_stamp
 from slam3r_ros.values import Frame
 from slam3r_ros.video.pixels import PixelError
-from slam3r_ros.video.undistort import DistortionError, Undistorter
+from slam3r_ros.video.undistort import DistortionError, Undistorter, is_rectified
 
 if TYPE_CHECKING:
     from slam3r_ros.nodes.video_decoder import VideoDecoder
@@ -40,7 +43,16 @@ class CameraInput:
     """
 
     def __init__(self, node: 'VideoDecoder', topic: str):
-        """Prepare; nothing is subscribed yet."""
+        """Prepare; nothing is subscribed yet.
+
+        Raises:
+            ParameterError: The topic has no valid name.
+        """
+        try:
+            validate_topic_name(topic)
+        except InvalidTopicNameException as error:
+            reason = ' '.join(str(error).split())
+            raise ParameterError(f'parameter input of {node.get_fully_qualified_name()}: {reason}') from None
         self.received = 0
         self._unusable = 0
         self._node = node
@@ -48,7 +60,8 @@ class CameraInput:
         self._topics = [topic] if topic.endswith(_COMPRESSED) else [topic, topic + _COMPRESSED]
         self._info: CameraInfo | None = None
         self._undistorter: Undistorter | None = None
-        self._calibration: tuple | None = None
+        self._size: tuple[int, int] | None = None  # width, height of the images that go out; None before the first
+        self._ignores_info = False
         self._last_arrival = self._first_arrival = 0.0
         self._inbox = node.worker.inbox(self._convert, depth=2)
         self._group = MutuallyExclusiveCallbackGroup()
@@ -100,7 +113,14 @@ class CameraInput:
             self._node.get_logger().info(f'waiting for images on {names}')
 
     def _take_info(self, message: CameraInfo) -> None:
-        self._info = message
+        """Keep the newest calibration until the first image goes out: the map depends on it from then on."""
+        if self._size is None:
+            self._info = message
+        elif not self._ignores_info and (self._info is None or _lens(message) != _lens(self._info)):
+            self._ignores_info = True
+            self._node.get_logger().warning(
+                f'{self._info_topic}: the calibration has changed, which is ignored; start this node again to use it'
+            )
 
     def _arrive(self, message: Image | CompressedImage) -> None:
         """Number and stamp an image, on a thread of the executor."""
@@ -131,16 +151,21 @@ class CameraInput:
         node = self._node
         return (
             self._info is None
+            and self._size is None
             and time.monotonic() - self._first_arrival < _INFO_PATIENCE
             and node.count_publishers(node.resolve_topic_name(self._info_topic)) > 0
         )
 
     def _calibrate(self, width: int, height: int) -> None:
-        """Bring the undistorter up to date with the newest CameraInfo."""
-        info = self._info
-        if info is None:
+        """Make the undistorter for images of this size."""
+        if self._size == (width, height):
             return
-        calibration = (tuple(info.k), tuple(info.d), tuple(info.p), info.width, info.height, width, height)
-        if calibration != self._calibration:
-            self._undistorter = undistorter(info, width, height, self._node.parameters.rectified)
-            self._calibration = calibration
+        if self._info is not None:
+            node = self._node
+            rectified = node.parameters.rectified or is_rectified(node.resolve_topic_name(self._raw))
+            self._undistorter = Undistorter.from_calibration(self._info, width, height, rectified)
+        self._size = width, height
+
+
+def _lens(info: CameraInfo) -> tuple:
+    return info.width, info.height, info.distortion_model, tuple(info.d), tuple(info.k), tuple(info.p)

@@ -10,12 +10,13 @@ from std_srvs.srv import Trigger
 from visualization_msgs.msg import MarkerArray
 
 from slam3r_ros.meshing.chunks import ChunkChange, DisplayChunks
+from slam3r_ros.meshing.cleaning import remove_small_components, weld
 from slam3r_ros.meshing.export import write_mesh
 from slam3r_ros.meshing.mesher import BlockMesher
 from slam3r_ros.nodes.base import Newcomers, PipelineNode, run
 from slam3r_ros.nodes.saving import SaveError, files_to_write
 from slam3r_ros.srv import GetMesh, SaveMap
-from slam3r_ros.transport.bus import create_publisher, create_subscription
+from slam3r_ros.transport.bus import create_publisher, create_subscription, outside_reader_ids
 from slam3r_ros.transport.cdr import marker_array
 from slam3r_ros.transport.messages import mesh_to_message
 from slam3r_ros.values import Keyframe, MeshUpdate, SlamStatus
@@ -78,8 +79,8 @@ class Mesher(PipelineNode):
 
     def _publish(self) -> None:
         """Publish what has changed, and everything to those who are new; nothing when nobody listens."""
-        mesh_readers_came = self._mesh_readers.look(self._mesh.readers())
-        marker_readers_came = self._marker_readers.look(self._markers.get_subscription_count())
+        mesh_readers_came = self._mesh_readers.look(self._mesh.reader_ids())
+        marker_readers_came = self._marker_readers.look(outside_reader_ids(self, self._markers))
         if not self._marker_readers.settled:
             self._chunks = None
             if not self._mesh_readers.settled:
@@ -108,12 +109,12 @@ class Mesher(PipelineNode):
         return {'message': 'the mesh begins anew'}
 
     def _save(self, request: SaveMap.Request) -> dict[str, Any]:
-        mesh = self._mesher.mesh()
+        mesh = remove_small_components(*weld(*self._mesher.mesh()), _SPECK)
         if not len(mesh[2]):
-            raise SaveError('the mesh is empty, nothing was written; map something first')
+            raise SaveError('the mesh is empty but for specks, nothing was written; map something first')
         paths = files_to_write(request, ('mesh.ply', 'mesh.glb'))
         for path in paths:
-            write_mesh(path, *mesh, min_component=_SPECK)
+            write_mesh(path, *mesh)
         return {'files': [str(path) for path in paths]}
 
     def _get(self, request: GetMesh.Request) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import argparse
 import math
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,9 +49,11 @@ class Parameter:
             ParameterError: It is of another type or out of range.
         """
         if isinstance(self.default, tuple):
-            if len(value) != len(self.default) or not all(math.isfinite(each) for each in value):
-                raise ParameterError(f'{source}: {list(value)} must be {len(self.default)} finite numbers')
-            return tuple(map(float, value))
+            numbers = list(value) if isinstance(value, Iterable) else [value]
+            finite = all(isinstance(each, int | float) and math.isfinite(each) for each in numbers)
+            if len(numbers) != len(self.default) or not finite:
+                raise ParameterError(f'{source}: {numbers} must be {len(self.default)} finite numbers')
+            return tuple(map(float, numbers))
         if isinstance(self.default, float) and type(value) is int:
             value = float(value)  # `-p stamp_offset:=0` is meant well
         if type(value) is not type(self.default):
@@ -89,7 +92,7 @@ INPUT = Parameter(
     'Video file, bag, or image topic (`topic:/name`, or a name that begins with `/`). Empty: the topic `image_raw`.',
     environment='VIDEO_STREAM_URL',
 )
-BAG_TOPIC = Parameter('bag_topic', '', 'Image topic of a bag; needed where it has several.')
+BAG_TOPIC = Parameter('bag_topic', '', 'Image topic of a bag; chosen by itself when empty.')
 REALTIME = Parameter('realtime', False, 'Play a file at its own pace and drop what comes too late.')
 STAMP_OFFSET = Parameter(
     'stamp_offset', -1.0, "Stamp of a file's first frame, seconds. -1: the clock at the start.", (-1.0, 1e10)
@@ -97,7 +100,7 @@ STAMP_OFFSET = Parameter(
 INPUT_QOS = Parameter(
     'input_qos', 'sensor_data', 'Reliability asked of the image topic.', choices=('sensor_data', 'reliable')
 )
-RECTIFIED = Parameter('rectified', False, 'The images of the topic are undistorted already (`image_rect`).')
+RECTIFIED = Parameter('rectified', False, 'The images of the topic are undistorted already; `image_rect` is known to be.')
 
 KEYFRAME_STRIDE = Parameter(
     'keyframe_stride',
@@ -113,6 +116,12 @@ ENGINE = Parameter(
 )  # fmt: skip
 CHECKPOINTS_DIR = Parameter(
     'checkpoints_dir', '', 'Folder of the SLAM3R checkpoints.', environment='SLAM3R_CHECKPOINTS_DIR'
+)
+LOSSLESS = Parameter(
+    'lossless',
+    True,
+    'Keyframes wait for their depth. False, as the launch file sets it for image topics: tracking goes first, and '
+    'keyframes that come too fast get no depth.',
 )
 PUBLISH_MAP_ODOM = Parameter('publish_map_odom', True, 'Send the edge map -> odom on TF.')
 PUBLISH_ODOM_BASE = Parameter('publish_odom_base', True, 'Send the edge odom -> base_link on TF.')
@@ -151,6 +160,7 @@ GROUPS: dict[str, tuple[Parameter, ...]] = {
     'slam3r': (
         ENGINE,
         CHECKPOINTS_DIR,
+        LOSSLESS,
         MAX_POINTCLOUD_SIZE,
         CLOUD_STRIDE,
         QUEUE_DEPTH,

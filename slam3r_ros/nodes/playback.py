@@ -41,14 +41,19 @@ class Playback:
 
     def _step(self, _: None) -> None:
         """Hand on one frame, then wait for the next turn: services and timers come between."""
-        node = self._node
         try:
-            if self._source is None and not self._open():
-                return
-            frame = next(self._frames, None)
+            self._read_on()
         except VideoError as error:
-            node.fail(str(error))
+            self._node.fail(str(error))
+        except Exception as error:  # noqa: BLE001 - else the stream would stop without a word
+            if self._node.context.ok():
+                self._node.fail(f'{self._node.parameters.input}: {type(error).__name__}: {error}')
+
+    def _read_on(self) -> None:
+        node = self._node
+        if self._source is None and not self._open():
             return
+        frame = next(self._frames, None)
         if frame is None:
             return
         self.received += 1

@@ -4,6 +4,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ class Slam3r(PipelineNode):
         """
         super().__init__('slam3r', **kwargs)
         p = self.parameters
+        # Rising from one start of this node to the next, so that those who live on know the new map for another one.
+        self._map_id = int(time.time())
         try:
-            self._engine = create_engine(p.engine, p.checkpoints_dir)
+            self._engine = create_engine(p.engine, p.checkpoints_dir, map_id=self._map_id, lossless=p.lossless)
         except EngineError:
             self.destroy_node()  # else a half-made node stays in the graph
             raise
@@ -42,9 +45,11 @@ class Slam3r(PipelineNode):
         self.get_logger().info(f'engine {self._engine.name} on {self._engine.device}')
         self._poses = PoseOutput(self, p)
         self._clouds = CloudOutput(self, p)
-        self._keyframes = create_publisher(self, Keyframe, 'keyframes', depth=32, frame_id=p.camera_frame)
+        self._keyframes = create_publisher(
+            self, Keyframe, 'keyframes', depth=100, frame_id=p.camera_frame, lossless=True
+        )
         self._status = create_publisher(self, SlamStatus, 'status', frame_id=p.map_frame)
-        self._frames_in = self._received = self._map_id = 0
+        self._frames_in = self._received = 0
         self._keyframe_ids: set[int] = set()
         self._finished = False
         self._told: tuple = ()
@@ -73,15 +78,26 @@ class Slam3r(PipelineNode):
         } | {f'{stage} [ms]': round(value, 2) for stage, value in engine.milliseconds.items()}
 
     def _process(self, frame: Frame) -> None:
+        if frame.id < self._frames_in:  # another stream
+            self._begin_anew()
+            self._received = 0
         self._received += 1
         self._frames_in = frame.id + 1
         self._finished = False
+        try:
+            self._reconstruct(frame)
+        except EngineError as error:
+            self.worker.last_error = str(error)
+            self.get_logger().error(str(error), throttle_duration_sec=5.0)
+        finally:
+            self._publish_change()
+
+    def _reconstruct(self, frame: Frame) -> None:
         try:
             self._hand_on(self._engine.process(frame))
         finally:  # the end of the stream is told even when its last frame fails
             if frame.last:
                 self._finish()
-            self._publish_change()
 
     def _hand_on(self, output: EngineOutput) -> None:
         if output.pose is not None:
@@ -100,11 +116,17 @@ class Slam3r(PipelineNode):
         self._poses.clear()
         self._clouds.clear()
 
+    def _begin_anew(self) -> None:
+        self._engine.reset()
+        self._begin_map(self._map_id + 1)
+
     def _finish(self) -> None:
-        self._hand_on(self._engine.finish())
+        try:
+            self._hand_on(self._engine.finish())
+        finally:
+            self._finished = True
         self._poses.publish_path()
         self._clouds.publish_map()
-        self._finished = True
 
     def _publish_change(self) -> None:
         """Publish the status at once when something in it has changed that others wait for."""
@@ -137,8 +159,7 @@ class Slam3r(PipelineNode):
         )
 
     def _reset(self, request: Trigger.Request) -> dict[str, Any]:
-        self._engine.reset()
-        self._begin_map(self._map_id + 1)
+        self._begin_anew()
         self._publish_status()
         return {'message': f'map {self._map_id} begins'}
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node that turns a video file, a bag or an image topic into the stream of undistorted frames."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sensor_msgs.msg import Image
 from slam3r_ros import msg
 from slam3r_ros.nodes.base import OnDemand, PipelineNode, run
 from slam3r_ros.nodes.camera_input import CameraInput
+from slam3r_ros.nodes.parameters import ParameterError
 from slam3r_ros.nodes.playback import Playback
 from slam3r_ros.transport.bus import create_publisher
 from slam3r_ros.transport.images import to_image
@@ -34,7 +36,11 @@ class VideoDecoder(PipelineNode):
         self._status = OnDemand(self.create_publisher(msg.SlamStatus, 'status', 10))
         self._image = OnDemand(self.create_publisher(Image, 'image', qos_profile_sensor_data))
         topic = topic_of(self.parameters.input)
-        self._source = Playback(self) if topic is None else CameraInput(self, topic)
+        try:
+            self._source = Playback(self) if topic is None else CameraInput(self, topic)
+        except ParameterError:
+            self.destroy_node()  # else a half-made node stays in the graph
+            raise
         self.closing.callback(self._source.close)
         self.start_diagnostics()
         self._source.start()
@@ -67,7 +73,7 @@ def topic_of(name: str) -> str | None:
         return 'image_raw'
     if name.startswith('topic:'):
         return name.removeprefix('topic:')
-    if name.startswith('/') and not Path(name).suffix and not Path(name).exists():
+    if re.fullmatch(r'(/[A-Za-z_]\w*)+', name, re.ASCII) and not Path(name).exists():
         return name
     return None
 

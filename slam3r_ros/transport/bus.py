@@ -23,6 +23,7 @@ import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.context import Context
 from rclpy.node import Node
+from rclpy.publisher import Publisher as DdsPublisher
 from rclpy.qos import QoSProfile
 
 from slam3r_ros.transport.credit import WINDOW, CreditAsker, CreditGiver
@@ -69,7 +70,7 @@ def create_publisher(
         topic: Its name, resolved as ROS does.
         depth: Messages kept for a slow outside reader.
         frame_id: For the header of the message.
-        lossless: Wait for outside readers that ask for it, too.
+        lossless: Wait for outside readers that ask for it, too; for values whose adapter has a `key`.
     """
     return Publisher(node, value_type, topic, depth, frame_id, lossless)
 
@@ -118,7 +119,7 @@ class Publisher:
         self._node, self._frame_id, self._adapter = node, frame_id, adapter_of(value_type)
         self._worker = worker_of(node)
         self._dds = node.create_publisher(self._adapter.message_type, topic, QoSProfile(depth=depth))
-        self._asker = CreditAsker(node, self._dds, depth) if lossless else None
+        self._asker = CreditAsker(node, self._dds, depth, self._is_stopped) if lossless else None
         self._topic = _topic_of(node, topic)
         _parts_of(node).ends.append(self)
         with _lock:
@@ -138,6 +139,10 @@ class Publisher:
         """Count the subscriptions inside and outside."""
         return len(self._topic.subscriptions) + self.outside_readers()
 
+    def reader_ids(self) -> set:
+        """Return what tells the subscriptions inside and outside apart."""
+        return set(map(id, self._topic.subscriptions)) | outside_reader_ids(self._node, self._dds)
+
     def publish(self, value: Any) -> None:
         """Hand a value to every subscriber; waits for the lossless ones whose queue is full."""
         make_read_only(value)
@@ -145,14 +150,14 @@ class Publisher:
             subscription.inbox.put(value)
         if self.outside_readers():
             if self._asker:
-                self._asker.wait(value.id)
+                self._asker.wait(self._adapter.key(value))
             self._dds.publish(self._adapter.to_message(value, self._frame_id))
 
     def wait_for_reader(self) -> bool:
         """Wait until somebody subscribes, and say so now and then; False when the node stops first."""
         notice = time.monotonic() + _NO_READER_NOTICE
         while not self.readers():
-            if self._worker.closed or not self._node.context.ok():
+            if self._is_stopped():
                 return False
             if time.monotonic() > notice:
                 self._node.get_logger().info(f'waiting for a subscriber of {self.topic_name}')
@@ -170,6 +175,9 @@ class Publisher:
         if self._asker:
             self._asker.close()
         self._node.destroy_publisher(self._dds)
+
+    def _is_stopped(self) -> bool:
+        return self._worker.closed or not self._node.context.ok()
 
 
 class Subscription:
@@ -199,7 +207,7 @@ class Subscription:
     def open(self) -> None:
         """Read from DDS; nothing to do when it does already, or when the end has come."""
         if self._dds is None and not self.inbox.closed and self._node.context.ok():
-            if self._lossless and self._adapter.has_id:
+            if self._lossless and self._adapter.key:
                 self._giver = CreditGiver(self._node, self._node.resolve_topic_name(self._name))
             qos = QoSProfile(depth=max(self._depth, WINDOW) if self._lossless else self._depth)
             self._dds = self._node.create_subscription(
@@ -237,7 +245,14 @@ class Subscription:
             self._callback(value)
         finally:
             if giver := self._giver:
-                giver.give(value.id)
+                giver.give(self._adapter.key(value))
+
+
+def outside_reader_ids(node: Node, publisher: DdsPublisher) -> set[bytes]:
+    """Return the ids of the subscriptions that read a publisher of a node over DDS."""
+    if not publisher.get_subscription_count():
+        return set()
+    return {bytes(each.endpoint_gid) for each in node.get_subscriptions_info_by_topic(publisher.topic_name)}
 
 
 def make_read_only(value: Any) -> None:

@@ -1,15 +1,13 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Camera messages: Image and CompressedImage to RGB arrays, CameraInfo to the lens that is to be undone."""
+"""Camera messages: Image and CompressedImage to RGB arrays and back."""
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from slam3r_ros.transport import interop
 from slam3r_ros.transport.stamps import to_stamp
-from slam3r_ros.values import Intrinsics
 from slam3r_ros.video.pixels import PixelError, decompress, to_rgb
-from slam3r_ros.video.undistort import Undistorter
 
 
 def from_image(message: Image | CompressedImage) -> np.ndarray:
@@ -36,27 +34,3 @@ def to_image(image: np.ndarray, stamp: int, frame_id: str) -> Image:
     # Assigning an array is walked element by element; this is a thousand times faster.
     message.data.frombytes(memoryview(np.ascontiguousarray(image)).cast('B'))
     return message
-
-
-def undistorter(info: CameraInfo, width: int, height: int, rectified: bool = False) -> Undistorter | None:
-    """Return what undoes the lens of a CameraInfo, and knows the pinhole camera that remains.
-
-    Args:
-        info: Calibration; scaled when it was made at another size.
-        width: Of the images, pixels.
-        height: Of the images, pixels.
-        rectified: The images are undistorted already: the camera is in P.
-
-    Returns:
-        None when the camera is not calibrated, K all zeros (REP-104).
-
-    Raises:
-        DistortionError: The distortion model is unknown.
-    """
-    K = np.reshape(info.p, (3, 4))[:, :3] if rectified else np.reshape(info.k, (3, 3))
-    if not K[0, 0]:
-        return None
-    camera = Intrinsics(*(float(K[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2))))
-    if info.width and info.height:
-        camera = camera.scaled(width / info.width, height / info.height)
-    return Undistorter(camera, () if rectified else info.d, width, height, info.distortion_model)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one seam to ROS' own Python helpers: used where they are installed, else own code does the same.
 
-They are not among the ROS wheels of PyPI, and Jazzy's cv_bridge is built for NumPy 1.
+They are not among the ROS wheels of PyPI, and Jazzy's cv_bridge and tf_transformations are made for NumPy 1.
 """
 
 from importlib.util import find_spec
@@ -10,6 +10,8 @@ from importlib.util import find_spec
 import numpy as np
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import Image, PointCloud2, PointField
+
+from slam3r_ros.video.pixels import PixelError
 
 _DTYPES = {
     PointField.INT8: 'i1',
@@ -25,14 +27,22 @@ _DTYPES = {
 
 def has_cv_bridge() -> bool:
     """Whether cv_bridge is installed and can be imported under this NumPy."""
-    return np.lib.NumpyVersion(np.__version__) < '2.0.0' and find_spec('cv_bridge') is not None
+    return _has_for_numpy_1('cv_bridge')
 
 
 def convert_image(message: Image, encoding: str) -> np.ndarray:
-    """Convert an image of any encoding that cv_bridge knows; call only when `has_cv_bridge`."""
-    from cv_bridge import CvBridge
+    """Convert an image of any encoding that cv_bridge knows; call only when `has_cv_bridge`.
 
-    return CvBridge().imgmsg_to_cv2(message, encoding)
+    Raises:
+        PixelError: It does not know the encoding either, or the data is broken.
+    """
+    from cv_bridge import CvBridge, CvBridgeError
+
+    try:
+        return CvBridge().imgmsg_to_cv2(message, encoding)
+    except (CvBridgeError, TypeError, ValueError) as error:
+        reason = ' '.join(str(error).split())
+        raise PixelError(f'cv_bridge cannot turn {message.encoding!r} into {encoding}: {reason}') from error
 
 
 def read_points(cloud: PointCloud2) -> np.ndarray:
@@ -56,11 +66,15 @@ def read_points(cloud: PointCloud2) -> np.ndarray:
 
 def euler_matrix(roll: float, pitch: float, yaw: float) -> np.ndarray:
     """Return the rotation (3, 3) of angles in radians about the fixed axes x, y, z (REP-103)."""
-    if find_spec('tf_transformations') is not None:
+    if _has_for_numpy_1('tf_transformations'):
         from tf_transformations import euler_matrix as ros_euler_matrix
 
         return ros_euler_matrix(roll, pitch, yaw)[:3, :3]
     return Rotation.from_euler('xyz', (roll, pitch, yaw)).as_matrix()
+
+
+def _has_for_numpy_1(module: str) -> bool:
+    return np.lib.NumpyVersion(np.__version__) < '2.0.0' and find_spec(module) is not None
 
 
 def _point_format(field: PointField, order: str) -> str | tuple[str, int]:

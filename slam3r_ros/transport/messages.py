@@ -21,7 +21,7 @@ class Adapter(NamedTuple):
     message_type: type
     to_message: Callable[[Any, str], Any]  # value, frame_id of the header
     from_message: Callable[[Any], Any]
-    has_id: bool  # of its own, rising along the stream
+    key: Callable[[Any], str] | None = None  # what tells it from the values sent shortly before and after
 
 
 def adapter_of(value_type: type) -> Adapter:
@@ -180,8 +180,10 @@ _STATUS_FIELDS = (
 )
 
 _ADAPTERS = {
-    Frame: Adapter(msg.Frame, frame_to_message, frame_from_message, has_id=True),
-    Keyframe: Adapter(msg.Keyframe, keyframe_to_message, keyframe_from_message, has_id=False),
-    MeshUpdate: Adapter(msg.MeshUpdate, mesh_to_message, mesh_from_message, has_id=False),
-    SlamStatus: Adapter(msg.SlamStatus, status_to_message, status_from_message, has_id=False),
+    Frame: Adapter(msg.Frame, frame_to_message, frame_from_message, lambda frame: str(frame.id)),
+    Keyframe: Adapter(
+        msg.Keyframe, keyframe_to_message, keyframe_from_message, lambda each: f'{each.map_id}/{each.id}/{each.revision}'
+    ),
+    MeshUpdate: Adapter(msg.MeshUpdate, mesh_to_message, mesh_from_message),
+    SlamStatus: Adapter(msg.SlamStatus, status_to_message, status_from_message),
 }

@@ -14,7 +14,7 @@ from rosbags.typesys import Stores, get_typestore
 from slam3r_ros.values import Frame
 from slam3r_ros.video.pixels import PixelError, decompress, to_rgb
 from slam3r_ros.video.source import Picture, VideoError, check_size, number
-from slam3r_ros.video.undistort import DistortionError, Undistorter
+from slam3r_ros.video.undistort import DistortionError, Undistorter, is_rectified
 
 NANOSECONDS = 1_000_000_000  # in a second
 RAW, COMPRESSED, CAMERA_INFO = (f'sensor_msgs/msg/{name}' for name in ('Image', 'CompressedImage', 'CameraInfo'))
@@ -99,9 +99,8 @@ class Bag:
         info, _ = next(self._messages(connection))
         message, _ = next(self._messages(self._images))
         height, width = _decode(self._images, message).shape[:2]
-        rectified = self._images.topic.removesuffix('/compressed').rpartition('/')[2].startswith('image_rect')
         try:
-            return Undistorter.from_calibration(info, width, height, rectified)
+            return Undistorter.from_calibration(info, width, height, is_rectified(self._images.topic))
         except DistortionError as error:
             raise VideoError(f'{self.name}: {error}') from None
 
