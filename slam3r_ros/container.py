@@ -24,7 +24,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from rclpy.utilities import remove_ros_args
 
-from slam3r_ros.nodes.base import PipelineNode
+from slam3r_ros.nodes.base import PipelineNode, shield_the_end
 from slam3r_ros.transport.bus import close_node, create_subscription, stop_node
 from slam3r_ros.values import MeshUpdate, SlamStatus
 
@@ -260,7 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RuntimeError:  # of rcl, when a signal ends the context between two of its calls
+        if container.context.ok():
+            raise
     finally:
+        shield_the_end()
         _end(container, executor)
     return int(watch and container.failed.done())
 

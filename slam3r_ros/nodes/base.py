@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the nodes of the pipeline have in common: parameters, one worker, diagnostics, services, an orderly end."""
 
+import signal
 import sys
 import time
 import traceback
@@ -15,6 +16,7 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.signals import uninstall_signal_handlers
 from rclpy.task import Future
 
 from slam3r_ros.engines.protocol import EngineError
@@ -173,6 +175,12 @@ class Newcomers:
         return came
 
 
+def shield_the_end() -> None:
+    """Let no further SIGINT interrupt an orderly end: launch repeats the one that the terminal sent already."""
+    uninstall_signal_handlers()  # of rclpy, which would put Python's own back
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def run(node_class: type[PipelineNode], arguments: Sequence[str] | None = None) -> int:
     """Run one node in this process until it fails or a signal ends it; return the exit status."""
     rclpy.init(args=arguments)
@@ -193,6 +201,7 @@ def run(node_class: type[PipelineNode], arguments: Sequence[str] | None = None) 
             raise
         return 0  # a signal came while the node was made
     finally:
+        shield_the_end()
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
