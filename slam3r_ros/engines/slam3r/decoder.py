@@ -21,6 +21,7 @@ class CrossAttention(nn.Module):
     """Let the tokens of one view look at those of another."""
 
     def __init__(self, width: int, heads: int) -> None:
+        """Make an attention of `heads` heads."""
         super().__init__()
         self.heads = heads
         self.projq = nn.Linear(width, width)
@@ -58,6 +59,7 @@ class MultiviewDecoderBlock(nn.Module):
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+        """Make the layers."""
         super().__init__()
         self.norm1 = LayerNorm(width)
         self.attn = SelfAttention(width, heads)

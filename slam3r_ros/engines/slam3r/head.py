@@ -10,6 +10,7 @@ class LinearHead(nn.Module):
     """One linear layer per token gives x, y, z and confidence of every pixel of its square."""
 
     def __init__(self, width: int, patch: int, confidence_floor: float) -> None:
+        """Make the layer."""
         super().__init__()
         self.patch = patch
         self.confidence_floor = confidence_floor

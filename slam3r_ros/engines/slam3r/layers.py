@@ -70,6 +70,7 @@ class PatchEmbed(nn.Module):
     """Cut an image into squares and project each to a token."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
+        """Make the projection from `channels` to `width`."""
         super().__init__()
         self.proj = nn.Conv2d(channels, width, patch, stride=patch)
 
@@ -82,6 +83,7 @@ class SelfAttention(nn.Module):
     """Let each token look at all tokens of its own view."""
 
     def __init__(self, width: int, heads: int) -> None:
+        """Make an attention of `heads` heads."""
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
@@ -97,6 +99,7 @@ class Mlp(nn.Module):
     """Two linear layers with an exact GELU between them."""
 
     def __init__(self, width: int, hidden: int, out: int) -> None:
+        """Make the layers."""
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, out)
@@ -110,6 +113,7 @@ class EncoderBlock(nn.Module):
     """Self-attention and MLP, each after a norm and around a residual."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+        """Make the layers."""
         super().__init__()
         self.norm1 = LayerNorm(width)
         self.attn = SelfAttention(width, heads)

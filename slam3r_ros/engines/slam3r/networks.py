@@ -48,6 +48,7 @@ class TwoSidedNetwork(nn.Module):
     """The trunk and heads that both networks share."""
 
     def __init__(self, config: NetworkConfig) -> None:
+        """Make the layers, with random weights."""
         super().__init__()
         self.config = config
         E, D = config.encoder_width, config.decoder_width
@@ -135,6 +136,7 @@ class Image2Points(TwoSidedNetwork):
     """Encodes images, reconstructs a window in its reference's camera frame, and scores how well views correlate."""
 
     def __init__(self, config: NetworkConfig) -> None:
+        """Make the layers, with random weights."""
         super().__init__(config)
         E, D = config.encoder_width, config.decoder_width
         self.enc_blocks = nn.ModuleList(
@@ -212,6 +214,7 @@ class Local2World(TwoSidedNetwork):
     """Brings local pointmaps of sources into the world of references."""
 
     def __init__(self, config: NetworkConfig) -> None:
+        """Make the layers, with random weights."""
         super().__init__(config)
         D = config.decoder_width
         self.ponit_embedder = nn.Conv2d(3, D, config.patch, stride=config.patch)  # spelt as in the checkpoint

@@ -1,0 +1,99 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Frame by frame: what is said of a frame has seen no later one."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slam3r_ros.engines.slam3r.buffer import SceneBuffer
+from slam3r_ros.engines.slam3r.scene import Scene, View
+from slam3r_ros.engines.slam3r.settings import Settings
+
+
+class OnlinePipeline:
+    """SLAM3R on a stream.
+
+    In mode `fixed` it holds the frames of the scene buffer and the latest ones, however long the stream.
+    """
+
+    def __init__(self, scene: Scene, settings: Settings) -> None:
+        """Take an empty scene.
+
+        Raises:
+            ValueError: the stride is to be found, which takes the whole sequence.
+        """
+        if settings.stride < 1:
+            raise ValueError('a stream cannot be searched for its stride: set a stride of at least 1')
+        self.scene = scene
+        self.settings = settings
+        self.rng = np.random.RandomState(settings.seed)
+        self.buffer: SceneBuffer | None = None  # from the end of the initialisation
+        # 'as_is' repeats the slips of the official code, see `Settings`.
+        self.retrieves_positions = self.grows_references = settings.mode == 'as_is'
+        self._retrieved: list[int] = []
+        self._next = 0
+
+    @torch.inference_mode()
+    def process(self, image: Tensor) -> list[tuple[int, View]]:
+        """Take the next frame (3, H, W) in [-1, 1]; return the frames that got their world map by it, by number."""
+        number, self._next = self._next, self._next + 1
+        self.scene.encode(image[None], number)
+        last_of_window = (self.settings.window - 1) * self.settings.stride
+        if number < last_of_window:
+            return []
+        if number == last_of_window:
+            self._begin(number)
+            done = range(number + 1)
+        else:
+            self._continue(number)
+            done = [number]
+        registered = [(i, self.scene.views[i]) for i in done]
+        if self.settings.mode == 'fixed':
+            self._forget()
+        return registered
+
+    def _begin(self, last: int) -> None:
+        settings, scene = self.settings, self.scene
+        keyframes = list(range(0, last + 1, settings.stride))
+        scene.begin(keyframes, shrink=False)
+        others = [i for i in range(last) if i not in keyframes]
+        for number in others:
+            scene.locate(number, keyframes)
+        scene.begin_between(keyframes, others)
+        self.buffer = SceneBuffer(
+            keyframes,
+            len(keyframes) * settings.stride + 1,
+            settings.stride,
+            settings.buffer_size,
+            settings.buffer_strategy,
+            settings.buffer_interval,
+            self.rng,
+        )
+
+    def _continue(self, number: int) -> None:
+        references = self._references(number)
+        self.scene.locate(number, references)
+        self.scene.register([number], references)
+        self.buffer.update(number + 1, lambda frame: self.scene.views[frame].quality)
+
+    def _references(self, number: int) -> list[int]:
+        """Return retrieved scene frames, then the keyframes just before."""
+        settings = self.settings
+        if number % settings.retrieve_every == 0 or not self._retrieved:
+            chosen = self.scene.retrieve([number], self.buffer.frames, settings.scene_frames)
+            self._retrieved = chosen if self.retrieves_positions else [self.buffer.frames[i] for i in chosen]
+        references = self._retrieved if self.grows_references else list(self._retrieved)
+        for step in range(1, settings.radius + 1):
+            before = number - step * settings.stride
+            if before >= 0 and before not in references:
+                references.append(before)
+        return references
+
+    def _forget(self) -> None:
+        """Drop the frames that no later step can ask for."""
+        settings = self.settings
+        # Neighbours reach back by the radius, and the buffer chooses from what came since its last update.
+        recent = self._next - max(settings.radius, settings.buffer_interval) * settings.stride
+        wanted = {*self.buffer.frames, *self._retrieved}
+        self.scene.forget(lambda number: number in wanted or number >= recent)

@@ -1,0 +1,208 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What both pipelines work on: frames by their number, and the calls of the networks on them."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slam3r_ros.engines.slam3r.networks import Candidates, Image2Points, Local2World, Maps
+from slam3r_ros.engines.slam3r.pointmaps import best_candidates, mean_distance, normalise, relative
+
+
+@dataclass
+class View:
+    """What is known of a frame.
+
+    The world is the optical frame of one of the first keyframes; the first keyframes' mean distance is its unit.
+    A local map has its own unit; it is zero for first keyframes that are not the world's.
+    """
+
+    tokens: Tensor  # (S, E)
+    local: Tensor | None = None  # (H, W, 3) in its own optical frame
+    local_confidence: Tensor | None = None  # (H, W)
+    local_mean: float = 0.0  # of the confidence
+    world: Tensor | None = None  # (H, W, 3)
+    confidence: Tensor | None = None  # (H, W)
+    mean: float = 0.0  # of the confidence
+    prepared: Candidates | None = None  # for retrieval
+
+    @property
+    def quality(self) -> float:
+        """How good the frame is as a scene frame, in [0, 1)."""
+        return relative(self.mean) * relative(self.local_mean)
+
+
+class Scene:
+    """Frames and the networks that reconstruct them."""
+
+    def __init__(
+        self,
+        image2points: Image2Points,
+        local2world: Local2World,
+        min_confidence: float,
+        normalise_input: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """Begin with no frames.
+
+        Args:
+            image2points: the first network, on the device to be used.
+            local2world: the second, on the same device.
+            min_confidence: a local point must exceed it.
+            normalise_input: brings all maps to a unit mean distance before they are registered.
+            autocast: reduced precision, bfloat16 or float16; None computes in float32.
+        """
+        self.views: dict[int, View] = {}
+        self.size = 0, 0  # height and width of the images
+        self._image2points = image2points
+        self._local2world = local2world
+        self._min_confidence = min_confidence
+        self._normalise_input = normalise_input
+        self._autocast = autocast
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self._image2points.dec_norm.weight.device
+
+    def _precision(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext()
+
+    def encode(self, images: Tensor, first: int) -> None:
+        """Add frames (N, 3, H, W), numbered from `first`."""
+        self.size = tuple(images.shape[-2:])
+        with self._precision():
+            tokens = self._image2points.encode(images.to(self.device)).float()
+        for number, view in enumerate(tokens.unbind(), first):
+            self.views[number] = View(view)
+
+    def _tokens(self, numbers: Sequence[int]) -> Tensor:
+        return torch.stack([self.views[number].tokens for number in numbers])[:, None]  # (N, 1, S, E)
+
+    def reconstruct(
+        self, windows: Sequence[Sequence[int]], reference: int = 0, wanted: str = 'references'
+    ) -> tuple[Maps, Maps | None]:
+        """Reconstruct windows of equal length.
+
+        Args:
+            windows: B lists of V frame numbers, V >= 2.
+            reference: position of the reference in each.
+            wanted: 'references' or 'both'.
+
+        Returns:
+            Maps of the references (1, B, ...) and of the other frames (V - 1, B, ...), in the references' frames.
+        """
+        tokens = torch.cat([self._tokens(window) for window in windows], dim=1)  # (V, B, S, E)
+        others = [i for i in range(len(tokens)) if i != reference]
+        with self._precision():
+            return self._image2points(tokens[[reference]], tokens[others], *self.size, wanted=wanted)
+
+    def locate(self, number: int, neighbours: Sequence[int]) -> None:
+        """Find the local map of a frame with the help of its neighbours."""
+        view = self.views[number]
+        own, _ = self.reconstruct([[number, *neighbours]])
+        view.local, view.local_confidence = own.points[0, 0], own.confidence[0, 0]
+        view.local_mean = view.local_confidence.mean().item()
+
+    def _normalised(self, view: View) -> Tensor:
+        """Return the local map (1, H, W, 3) at unit mean distance, without its uncertain points."""
+        (points,) = normalise([view.local[None]], [view.local_confidence[None] > self._min_confidence])
+        return points
+
+    def register(self, sources: Sequence[int], references: Sequence[int]) -> None:
+        """Find the world maps of frames whose local maps are known, from references whose world maps are."""
+        known = torch.stack([self.views[number].world for number in references])[:, None]  # (R, 1, H, W, 3)
+        local = torch.stack([self._normalised(self.views[number]) for number in sources])
+        factor = 1.0
+        if self._normalise_input:
+            factor = mean_distance(list(known))
+            known, local = known / factor, torch.stack([points / mean_distance([points]) for points in local])
+        with self._precision():
+            _, maps = self._local2world(
+                self._tokens(references), self._tokens(sources), known, local, wanted='sources'
+            )
+        for number, points, confidence in zip(sources, *maps):
+            view = self.views[number]
+            view.world, view.confidence = (points * factor)[0], confidence[0]
+            view.mean = view.confidence.mean().item()
+
+    def retrieve(self, queries: Sequence[int], candidates: Sequence[int], count: int) -> list[int]:
+        """Return the *positions* of the candidates that correlate best with the queries, best first."""
+        if count >= len(candidates):
+            return list(range(len(candidates)))
+        return best_candidates(self.correlate(queries, candidates), count)[0]
+
+    def correlate(self, queries: Sequence[int], candidates: Sequence[int]) -> Tensor:
+        """Return the correlation scores (K, Q, S) of K candidates with Q queries."""
+        with self._precision():
+            for number in candidates:
+                if self.views[number].prepared is None:
+                    self.views[number].prepared = self._image2points.prepare(self._tokens([number]), *self.size)
+            prepared = concatenate([self.views[number].prepared for number in candidates])
+            scores = [self._image2points.correlation(self._tokens([query]), prepared, *self.size) for query in queries]
+        return torch.cat(scores, dim=1)
+
+    def begin(self, keyframes: Sequence[int], shrink: bool, min_score: float = 5.0, min_window: int = 3) -> int:
+        """Reconstruct the first keyframes together, in the frame of the one that sees most.
+
+        Args:
+            keyframes: their numbers.
+            shrink: leaves out the last ones while the confidence stays low.
+            min_score: mean confidence that is good enough.
+            min_window: the fewest views to shrink to.
+
+        Returns:
+            How many of the keyframes were taken.
+        """
+        while True:
+            scores = [
+                torch.stack([view.mean() for view in join(self.reconstruct([keyframes], i, 'both'), i).confidence])
+                .mean().item() for i in range(len(keyframes))
+            ]  # fmt: skip
+            best = max(range(len(keyframes)), key=scores.__getitem__)
+            if not shrink or len(keyframes) <= min_window or scores[best] >= min_score:
+                break
+            keyframes = keyframes[:-1]
+        points, confidence = join(self.reconstruct([keyframes], best, 'both'), best)
+        world = normalise(list(points), list(confidence > self._min_confidence))
+        for position, number in enumerate(keyframes):
+            view = self.views[number]
+            view.world, view.confidence = world[position][0], confidence[position][0]
+            view.mean = view.local_mean = view.confidence.mean().item()
+            # Only the reference's own frame is the world; of the others no local map is known.
+            view.local = view.world if position == best else torch.zeros_like(view.world)
+            view.local_confidence = view.confidence
+        return len(keyframes)
+
+    def begin_between(self, keyframes: Sequence[int], others: Sequence[int]) -> None:
+        """Register the frames between the first keyframes, and bring the keyframes' confidences to their level."""
+        for number in others:
+            self.register([number], keyframes)
+        if not others:
+            return
+        factor = max(self.views[i].mean for i in others) / max(self.views[i].mean for i in keyframes)
+        for number in keyframes:
+            view = self.views[number]
+            view.confidence = view.local_confidence = view.confidence * factor
+            view.mean = view.confidence.mean().item()
+
+    def forget(self, keep: Callable[[int], bool]) -> None:
+        """Drop the frames that are not to be kept."""
+        self.views = {number: view for number, view in self.views.items() if keep(number)}
+
+
+def join(maps: tuple[Maps, Maps], reference: int) -> Maps:
+    """Put the maps of a reference (1, ...) and of its sources (V - 1, ...) in the order of the window, (V, ...)."""
+    return Maps(*(torch.cat([other[:reference], own, other[reference:]]) for own, other in zip(*maps)))
+
+
+def concatenate(candidates: Sequence[Candidates]) -> Candidates:
+    """Join candidates that were prepared apart."""
+    tokens, queries, memories = zip(*candidates)
+    return Candidates(
+        torch.cat(tokens), torch.cat(queries), type(memories[0])(*(torch.cat(part) for part in zip(*memories)))
+    )
