@@ -64,7 +64,7 @@ def test_local2world(case, l2w_encoder, l2w, within):
     np.testing.assert_allclose(only.points.numpy(), split(found[0], facts['ref_ids'])[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif('tokenpath/img' not in L2W, reason='not in this set')
+@pytest.mark.skipif('tokenpath/img' not in L2W, reason='not in this subset')
 def test_tokens_are_shared_by_both_networks(i2p, l2w, within):
     import torch
 
@@ -72,10 +72,10 @@ def test_tokens_are_shared_by_both_networks(i2p, l2w, within):
     height, width = images.shape[-2:]
     tokens = i2p.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
     within('tokens', scaled_error(tokens.numpy(), L2W['tokenpath/img_tokens_unnormalised']), limit('intermediates'))
-    found = in_order(i2p(*split(tokens, [2]), height, width), [2])
-    compare(within, found, L2W['tokenpath/i2p_ref2_pts3d'], L2W['tokenpath/i2p_ref2_conf'], 1)
     references = [0, 1, 2]
     sides = *split(tokens, references), *split(points, references)
+    found = in_order(i2p(*split(tokens, [2]), height, width), [2])
+    compare(within, found, L2W['tokenpath/i2p_ref2_pts3d'], L2W['tokenpath/i2p_ref2_conf'], 1)
     found = in_order(l2w(*sides), references)
     compare(within, found, L2W['tokenpath/l2w_ref012_pts3d'], L2W['tokenpath/l2w_ref012_conf'], 1)
     void = torch.zeros(3, *tokens.shape[1:3], dtype=torch.bool)

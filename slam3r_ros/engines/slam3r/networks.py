@@ -87,7 +87,7 @@ class TwoSidedNetwork(nn.Module):
         references: Tensor,
         sources: Tensor,
         rotation: Rotation,
-        positional: Sides = Sides(None, None),
+        positional: Sides | None = None,
         wanted: str = 'both',
         layers: slice = slice(None),
     ) -> Sides:
@@ -99,7 +99,7 @@ class TwoSidedNetwork(nn.Module):
             references: (R, B, S, D).
             sources: (K, B, S, D).
             rotation: position code.
-            positional: embedded pointmaps that are added to the input of every layer, of the same shapes.
+            positional: embedded pointmaps of the same shapes, added to the input of every layer.
             wanted: 'references', 'sources' or 'both'; the last block of the other side is skipped.
             layers: which of them.
 
@@ -108,7 +108,7 @@ class TwoSidedNetwork(nn.Module):
         """
         blocks = list(zip(self.mv_dec_blocks1[layers], self.mv_dec_blocks2[layers]))
         for number, (block1, block2) in enumerate(blocks, 1):
-            if positional.references is not None:
+            if positional is not None:
                 references, sources = references + positional.references, sources + positional.sources
             keep = wanted if number == len(blocks) else 'both'
             references, sources = (

@@ -1,0 +1,78 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The networks at their official size: the names and shapes of all weights, and their numbers with generated weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, Vectors, generate, limit, pixels, point_error, read_json, relative_error, scaled_error
+
+
+@pytest.fixture
+def empty(torch):
+    """Networks of the official size without memory for their weights."""
+    from slam3r_ros.engines.slam3r.config import OFFICIAL
+    from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World
+
+    with torch.device('meta'):
+        return {'i2p': Image2Points(OFFICIAL), 'l2w': Local2World(OFFICIAL)}
+
+
+@pytest.mark.parametrize('name', ['i2p', 'l2w'])
+def test_names_and_shapes(name, empty):
+    if not (GOLDEN / f'full_{name}_shapes.json').exists():
+        pytest.skip('not in this set')
+    ours = {key: list(value.shape) for key, value in empty[name].state_dict().items()}
+    assert ours == read_json(f'full_{name}_shapes.json')
+
+
+def available_memory() -> int:
+    lines = dict(line.split(':') for line in Path('/proc/meminfo').read_text().splitlines())
+    return 1024 * int(lines['MemAvailable'].split()[0])
+
+
+@pytest.mark.skipif(available_memory() < 5e9, reason='needs 5 GB of free memory')
+def test_numbers(empty, torch, within):
+    facts, vectors = read_json('full_size.json'), Vectors('full_size.npz')
+    networks = {}
+    for name, network in empty.items():
+        for key, value in list(network.state_dict().items()):  # one by one: 3 GB are enough
+            weight = generate({key: list(value.shape)}, facts[f'salt_{name}'])[key]
+            network.load_state_dict({key: torch.from_numpy(weight)}, strict=False, assign=True)
+        networks[name] = network.eval()
+    i2p, l2w = networks['i2p'], networks['l2w']
+    images = pixels(vectors['img_u8'])[:, None]
+    count, height, width = len(images), *images.shape[-2:]
+    step, reference, references = facts['stride'], facts['ref_id'], facts['l2w_ref_ids']
+
+    tokens = i2p.encode(images.flatten(0, 1))[:, None]
+    places = [0, 50, tokens.shape[2] - 1]
+    within('tokens', scaled_error(tokens[:, 0, places].numpy(), vectors['tokens_unnorm_tok0_50_195']), 1e-5)
+
+    others = [i for i in range(count) if i != reference]
+    sides = i2p(tokens[[reference]], tokens[others], height, width)
+    check(within, 'i2p', sides, [reference, *others], vectors, step)
+    scores = i2p.correlation(tokens[:1], i2p.prepare(tokens[1:], height, width), height, width)
+    within('scores', relative_error(scores.numpy(), vectors['corr_ref0']), limit('conf'))
+
+    yy, xx = np.mgrid[0:height, 0:width].astype(np.float32)
+    points = torch.from_numpy(np.stack([
+        np.stack([(xx - 112) / 200 * (1 + 0.1 * i), (yy - 112) / 200, 1 + 0.3 * np.sin(xx / 40 + i) + 0.2 * np.cos(yy / 31)], -1)
+        for i in range(count)
+    ]).astype(np.float32))[:, None]  # fmt: skip
+    within('pointmap', np.abs(points[:, 0, ::step, ::step].numpy() - vectors['l2w_pointmap_s8_check']).max(), 1e-6)
+    others = [i for i in range(count) if i not in references]
+    sides = l2w(tokens[references], tokens[others], points[references], points[others])
+    check(within, 'l2w', sides, [*references, *others], vectors, step)
+
+
+def check(within, name, sides, places, vectors, step):
+    import torch
+
+    points, confidence = (torch.cat(both)[np.argsort(places).tolist(), 0].numpy() for both in zip(*sides))
+    sampled = np.s_[:, ::step, ::step]
+    within(f'{name} points', point_error(points[sampled], vectors[f'{name}_pts3d_s8']), limit('points'))
+    within(f'{name} confidence', relative_error(confidence[sampled], vectors[f'{name}_conf_s8']), limit('conf'))
+    means = confidence.mean(axis=(1, 2), dtype=np.float64)
+    within(f'{name} mean confidence', relative_error(means, vectors[f'{name}_conf_mean']), limit('conf'))
