@@ -74,3 +74,26 @@ def test_choice_of_candidates(torch, within):
             chosen, values = best_candidates(torch.from_numpy(RETRIEVAL[f'{case}/scores']), 3)
             assert chosen == RETRIEVAL[f'{case}/sel_top3'].tolist()
             within(case, relative_error(values, RETRIEVAL[f'{case}/norm_score']), 1e-6)
+
+
+def test_focal(within):
+    from slam3r_ros.mapping.pointmap_pose import estimate_focal
+
+    points = FUNCTIONS['cam/pts_local_strided4']
+    height, width = points.shape[:2]
+    found = np.array(estimate_focal(points, (width / 2, height / 2)))
+    within('focal', relative_error(found, FUNCTIONS['cam/focal_weiszfeld_strided_pp28']), 1e-5)
+
+
+@pytest.mark.parametrize('with_local', [False, True])
+def test_pose(with_local, within):
+    from slam3r_ros.mapping.pointmap_pose import estimate_pose
+    from slam3r_ros.values import Intrinsics
+
+    K, world = FUNCTIONS['cam/K_strided'], FUNCTIONS['cam/pts_world_strided']
+    camera = Intrinsics(K[0, 0], K[1, 1], K[0, 2], K[1, 2])
+    local = FUNCTIONS['cam/pts_local_strided4'] if with_local else None
+    found = estimate_pose(world, np.ones(world.shape[:2]), camera, local)
+    for name in ('c2w_gt', 'c2w_pnp_strided'):  # the truth, and OpenCV's answer from all pixels
+        within(name, np.abs(found.T_world_camera - FUNCTIONS[f'cam/{name}']).max(), 1e-3)
+    assert found.inliers > 0.9

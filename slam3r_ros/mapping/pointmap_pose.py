@@ -1,0 +1,159 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Focal length and camera pose from pointmaps, which networks give without either."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from scipy.optimize import least_squares
+
+from slam3r_ros.mapping.frames import invert, rigid, transform
+from slam3r_ros.mapping.registration import RegistrationError, similarity_ransac
+from slam3r_ros.values import Intrinsics
+
+MAX_POINTS = 2000  # of a map that enter a pose
+MIN_POINTS = 30
+REPROJECTION = 3.0  # pixels, largest error of an inlier
+REGISTRATION = 0.05  # of the median distance, largest error of an inlier of the cross-check
+
+
+class PoseError(ValueError):
+    """A pointmap does not determine the camera; the message says why."""
+
+
+class CameraPose(NamedTuple):
+    """A camera in the world of a pointmap."""
+
+    T_world_camera: np.ndarray  # (4, 4)
+    inliers: float  # share of the points that reproject well
+    error: float  # pixels, median reprojection error
+
+
+def pixel_grid(height: int, width: int) -> np.ndarray:
+    """Return u and v of every pixel, (H, W, 2)."""
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(float)
+
+
+def estimate_focal(
+    points: np.ndarray, principal: tuple[float, float], weights: np.ndarray | None = None, iterations: int = 10
+) -> float:
+    """Fit the focal length to a pointmap in its own camera frame, robustly (Weiszfeld 1937).
+
+    Args:
+        points: (H, W, 3) in the optical frame, any unit.
+        principal: point, pixels.
+        weights: (H, W) of the points, such as their confidence.
+        iterations: of reweighting by the residual.
+
+    Raises:
+        PoseError: no point lies before the camera.
+    """
+    pixels = pixel_grid(*points.shape[:2]) - principal  # (H, W, 2)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        rays = points[..., :2].astype(float) / points[..., 2:]  # (H, W, 2)
+    rays[~np.isfinite(rays)] = 0
+    weights = np.ones(points.shape[:2]) if weights is None else weights
+    along, square = (pixels * rays).sum(-1), np.square(rays).sum(-1)
+    scale = weights
+    focal = 0.0
+    for _ in range(iterations + 1):
+        if (total := (scale * square).sum()) <= 0:
+            raise PoseError('no point of the map lies before the camera')
+        focal = float((scale * along).sum() / total)
+        scale = weights / np.maximum(np.linalg.norm(pixels - focal * rays, axis=-1), 1e-8)
+    return focal
+
+
+def estimate_pose(
+    world: np.ndarray, confidence: np.ndarray, camera: Intrinsics, local: np.ndarray | None = None
+) -> CameraPose:
+    """Find the camera that saw a pointmap: PnP with RANSAC, then a refinement weighted by confidence.
+
+    With a local map, the 7-dof registration of local to world is the cross-check: whichever camera explains the
+    pixels better is refined.
+
+    Args:
+        world: (H, W, 3) in the world.
+        confidence: (H, W), 0 or less where there is no point.
+        camera: of the map's pixels.
+        local: (H, W, 3), the same points in the optical frame, in any unit.
+
+    Raises:
+        PoseError: too few points, or no camera explains them.
+    """
+    pixels = pixel_grid(*confidence.shape)
+    usable = (confidence > 0) & np.isfinite(world).all(axis=-1)
+    if local is not None:
+        usable &= np.isfinite(local).all(axis=-1)
+    places = np.flatnonzero(usable)
+    if len(places) < MIN_POINTS:
+        raise PoseError(f'a pose takes {MIN_POINTS} points, the map has {len(places)}')
+    # The more confident half, evenly thinned.
+    values = confidence.ravel()[places]
+    places = places[values >= np.median(values)]
+    places = places[:: -(-len(places) // MAX_POINTS)]
+    points, pixels, weights = world.reshape(-1, 3)[places].astype(float), pixels.reshape(-1, 2)[places], confidence.ravel()[places]
+
+    guesses = [_solve_pnp(points, pixels, camera)]
+    if local is not None:
+        guesses.append(_register(local.reshape(-1, 3)[places], points))
+    guesses = [guess for guess in guesses if guess is not None]
+    if not guesses:
+        raise PoseError('no camera explains the pointmap')
+    best = min(guesses, key=lambda guess: np.median(_errors(guess, points, pixels, camera)))
+    refined = _refine(best, points, pixels, weights, camera)
+    if np.median(_errors(refined, points, pixels, camera)) > np.median(_errors(best, points, pixels, camera)):
+        refined = best
+    errors = _errors(refined, points, pixels, camera)
+    return CameraPose(invert(refined), float((errors <= REPROJECTION).mean()), float(np.median(errors)))
+
+
+def _solve_pnp(points: np.ndarray, pixels: np.ndarray, camera: Intrinsics) -> np.ndarray | None:
+    """Return T_camera_world, (4, 4)."""
+    cv2.setRNGSeed(0)  # the same map gives the same pose
+    try:
+        found, turn, shift, _ = cv2.solvePnPRansac(
+            points, pixels, camera.matrix(), None, iterationsCount=200, reprojectionError=REPROJECTION
+        )
+    except cv2.error:  # degenerate points
+        return None
+    return rigid(cv2.Rodrigues(turn)[0], shift[:, 0]) if found and np.isfinite(shift).all() else None
+
+
+def _register(local: np.ndarray, world: np.ndarray) -> np.ndarray | None:
+    """Return T_camera_world, (4, 4), by the similarity from local to world points."""
+    spread = np.median(np.linalg.norm(world - np.median(world, axis=0), axis=1))
+    try:
+        found, _ = similarity_ransac(local, world, REGISTRATION * float(spread), max_iterations=100)
+    except RegistrationError:
+        return None
+    return invert(rigid(found.rotation, found.translation))
+
+
+def _project(T_camera_world: np.ndarray, points: np.ndarray, camera: Intrinsics) -> np.ndarray:
+    seen = transform(T_camera_world, points)
+    depth = np.where(seen[:, 2] > 1e-9, seen[:, 2], 1e-9)  # behind the camera: far off the image
+    return seen[:, :2] / depth[:, None] * (camera.fx, camera.fy) + (camera.cx, camera.cy)
+
+
+def _errors(T_camera_world: np.ndarray, points: np.ndarray, pixels: np.ndarray, camera: Intrinsics) -> np.ndarray:
+    return np.linalg.norm(_project(T_camera_world, points, camera) - pixels, axis=1)
+
+
+def _refine(
+    T_camera_world: np.ndarray, points: np.ndarray, pixels: np.ndarray, weights: np.ndarray, camera: Intrinsics
+) -> np.ndarray:
+    """Lower the weighted reprojection error of the inliers."""
+    near = _errors(T_camera_world, points, pixels, camera) <= 2 * REPROJECTION
+    if near.sum() < MIN_POINTS:
+        return T_camera_world
+    points, pixels, roots = points[near], pixels[near], np.sqrt(weights[near] / weights[near].mean())[:, None]
+
+    def moved(step: np.ndarray) -> np.ndarray:
+        return rigid(cv2.Rodrigues(step[:3])[0], step[3:]) @ T_camera_world
+
+    def residuals(step: np.ndarray) -> np.ndarray:
+        return (roots * (_project(moved(step), points, camera) - pixels)).ravel()
+
+    return moved(least_squares(residuals, np.zeros(6), loss='huber', f_scale=1.0, max_nfev=20).x)
