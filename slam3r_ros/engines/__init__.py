@@ -20,10 +20,23 @@ def create_engine(name: str = 'auto', checkpoints: str = '', **options: Any) -> 
     Raises:
         EngineError: the name is unknown, or the engine cannot be had.
     """
-    if name == 'slam3r':
-        raise EngineError("engine 'slam3r' is not available yet: use 'geometric'")
     if name not in NAMES:
         raise EngineError(f'there is no engine {name!r}: use one of {", ".join(NAMES)}')
+    if name == 'slam3r' or (name == 'auto' and _slam3r_is_available(checkpoints)):
+        try:
+            from slam3r_ros.engines.slam3r.engine import Slam3rEngine
+        except ImportError as error:
+            raise EngineError(f"engine 'slam3r' lacks a package ({error}): pip install slam3r_ros[slam3r]") from error
+        return Slam3rEngine(checkpoints, **options)
     from slam3r_ros.engines.geometric.engine import GeometricEngine  # compiles: only when it is wanted
 
     return GeometricEngine(**options)
+
+
+def _slam3r_is_available(checkpoints: str) -> bool:
+    """Say whether the networks' packages and weights are there."""
+    try:
+        from slam3r_ros.engines.slam3r.checkpoints import available
+    except ImportError:
+        return False
+    return available(checkpoints)

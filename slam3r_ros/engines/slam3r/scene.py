@@ -73,8 +73,15 @@ class Scene:
         return torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext()
 
     def encode(self, images: Tensor, first: int) -> None:
-        """Add frames (N, 3, H, W), numbered from `first`."""
-        self.size = tuple(images.shape[-2:])
+        """Add frames (N, 3, H, W), numbered from `first`.
+
+        Raises:
+            ValueError: they are not of the size of those before.
+        """
+        size = tuple(images.shape[-2:])
+        if self.views and size != self.size:
+            raise ValueError(f'frame {first} has {size} pixels, those before {self.size}: crop all to one size')
+        self.size = size
         with self._precision():
             tokens = self._image2points.encode(images.to(self.device)).float()
         for number, view in enumerate(tokens.unbind(), first):
@@ -95,7 +102,12 @@ class Scene:
 
         Returns:
             Maps of the references (1, B, ...) and of the other frames (V - 1, B, ...), in the references' frames.
+
+        Raises:
+            ValueError: the windows have one view only.
         """
+        if len(windows[0]) < 2:
+            raise ValueError(f'a window needs two views at least, got {windows[0]}')
         tokens = torch.cat([self._tokens(window) for window in windows], dim=1)  # (V, B, S, E)
         others = [i for i in range(len(tokens)) if i != reference]
         with self._precision():

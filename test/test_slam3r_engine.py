@@ -1,0 +1,175 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The engine around the networks, with networks that know the truth."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='the engine needs torch')
+
+from scipy.spatial.transform import Rotation
+from slam3r_oracle import FOCAL, SIDE, OracleImage2Points, OracleLocal2World, camera, image, points_seen
+
+from slam3r_ros.engines import create_engine
+from slam3r_ros.engines.protocol import EngineError
+from slam3r_ros.engines.slam3r.engine import Slam3rEngine
+from slam3r_ros.engines.slam3r.settings import Settings
+from slam3r_ros.mapping.frames import T_MAP_OPTICAL, invert, transform
+from slam3r_ros.values import Frame, Intrinsics, State
+
+MIDDLE = (SIDE - 1) / 2
+KNOWN = Intrinsics(FOCAL, FOCAL, MIDDLE, MIDDLE)
+
+
+def make(noise=0.0, confidence=20.0, **options):
+    networks = OracleImage2Points(noise, confidence), OracleLocal2World(noise, confidence)
+    options.setdefault('stride', 3)
+    return Slam3rEngine(networks=networks, side=SIDE, device='cpu', **options)
+
+
+def frames(count, **facts):
+    return [Frame(i, i * 1000, image(i), **facts) for i in range(count)]
+
+
+def run(engine, stream):
+    outputs = [engine.process(frame) for frame in stream]
+    return outputs, [keyframe for output in outputs for keyframe in output.keyframes]
+
+
+def truth(number, unit):
+    T = invert(camera(0)) @ camera(number)
+    T[:3, 3] /= unit
+    return T_MAP_OPTICAL @ T
+
+
+def pose_errors(poses, unit):
+    """Return errors of place in map units, and of the turn in degrees."""
+    pairs = [(pose.T_map_camera, truth(pose.id, unit)) for pose in poses]
+    place = [np.linalg.norm(found[:3, 3] - true[:3, 3]) for found, true in pairs]
+    turn = [Rotation.from_matrix(found[:3, :3].T @ true[:3, :3]).magnitude() for found, true in pairs]
+    return max(place), np.degrees(max(turn))
+
+
+UNIT = float(np.median([points_seen(i)[..., 2] for i in range(0, 13, 3)]))
+
+
+@pytest.mark.parametrize('noise, place, turn', [(0.0, 1e-3, 0.05), (0.02, 0.02, 0.5)])
+@pytest.mark.parametrize('intrinsics', [None, KNOWN], ids=['unknown camera', 'known camera'])
+def test_poses_and_maps_are_true(noise, place, turn, intrinsics):
+    engine = make(noise)
+    outputs, keyframes = run(engine, frames(40, intrinsics=intrinsics, stride=4))
+    assert [output.pose is None for output in outputs] == [True] * 12 + [False] * 28
+    trajectory = engine.trajectory()
+    assert [pose.id for pose in trajectory] == list(range(40))
+    error = pose_errors(trajectory, UNIT)
+    print(error)
+    assert error[0] < place and error[1] < turn
+    assert engine.state == State.TRACKING
+    for keyframe in keyframes:
+        assert keyframe.intrinsics.fx == pytest.approx(FOCAL, rel=1e-6 if intrinsics else 0.02)
+        difference = np.linalg.norm(keyframe.pointmap - points_seen(keyframe.id) / UNIT, axis=-1)
+        assert np.nanmedian(difference) < 2 * place
+        assert np.isfinite(keyframe.pointmap[keyframe.confidence > 0]).all()
+
+
+def test_the_unit_is_the_median_depth_of_the_first_keyframes():
+    _, keyframes = run(make(), frames(13))
+    assert [keyframe.id for keyframe in keyframes] == [0, 3, 6, 9, 12]
+    depths = np.concatenate([keyframe.pointmap[..., 2].ravel() for keyframe in keyframes])
+    assert np.nanmedian(depths) == pytest.approx(1, rel=1e-3)
+    np.testing.assert_allclose(keyframes[0].pose.T_map_camera, T_MAP_OPTICAL, atol=1e-6)
+
+
+def test_keyframes_follow_the_advice():
+    stream = frames(60)
+    stream = [replace(f, stride=2 if f.id < 30 else 10, candidate=f.id != 24) for f in stream]
+    _, keyframes = run(make(), stream)
+    ids = [keyframe.id for keyframe in keyframes]
+    assert 24 not in ids and 25 in ids
+    assert {b - a for a, b in zip(ids, ids[1:]) if 12 <= a < 22} == {2}
+    assert {b - a for a, b in zip(ids, ids[1:]) if a >= 30} == {10}
+    assert all(keyframe.stride == keyframe.id - before for keyframe, before in zip(keyframes[1:], ids))
+
+
+def test_the_stride_of_the_reconstruction_is_the_advice_of_the_first_frames():
+    engine = make(stride=0)
+    outputs, _ = run(engine, frames(30, stride=5))
+    assert next(i for i, output in enumerate(outputs) if output.pose) == 4 * 5
+
+
+@pytest.mark.parametrize('count', [2, 3, 7, 12])
+def test_a_short_stream_is_mapped_at_its_end(count):
+    engine = make()
+    run(engine, frames(count))
+    assert engine.finish().keyframes and len(engine.trajectory()) > 1
+    assert pose_errors(engine.trajectory(), 1.0)[1] < 0.1
+    assert not engine.finish().keyframes
+
+
+def test_a_start_without_confidence_is_tried_again():
+    engine = make(confidence=1.2)
+    outputs, keyframes = run(engine, frames(30))
+    assert not keyframes and engine.state == State.INITIALIZING and not engine.trajectory()
+    for network in engine._networks:
+        network.confidence = 20.0
+    stream = [Frame(i, i, image(i)) for i in range(30, 60)]
+    _, keyframes = run(engine, stream)
+    assert keyframes and engine.state == State.TRACKING
+
+
+def test_lost_and_found():
+    engine = make()
+    run(engine, frames(20))
+    engine._networks[1].blind = True
+    assert engine.process(frames(21)[20]).pose is None and engine.state == State.LOST
+    engine._networks[1].blind = False
+    outputs, keyframes = run(engine, frames(30)[21:])
+    assert outputs[0].pose.state == State.RELOCALIZING and engine.state == State.TRACKING
+    assert keyframes
+
+
+def test_reset_begins_another_map():
+    engine = make()
+    run(engine, frames(15))
+    engine.reset()
+    assert engine.state == State.INITIALIZING and not engine.trajectory()
+    _, keyframes = run(engine, frames(15))
+    assert keyframes[0].map_id == 1
+    engine.close()
+
+
+def test_a_camera_of_another_shape_keeps_its_focal_length():
+    wide = np.pad(image(0), ((0, 0), (10, 10), (0, 0)))
+    engine = make()
+    engine.process(Frame(0, 0, wide, Intrinsics(FOCAL, FOCAL, MIDDLE + 10, MIDDLE)))
+    assert engine._waiting[0].camera == KNOWN
+
+
+@pytest.mark.parametrize('picture', [
+    image(0)[..., 0], image(0)[..., :1], np.dstack([image(0), image(0)[..., 0]]), np.full((SIDE, SIDE, 3), np.nan),
+    np.zeros((3, 500, 3), np.uint8),
+])  # fmt: skip
+def test_odd_images_are_taken(picture):
+    assert make().process(Frame(0, 0, picture)).pose is None
+
+
+@pytest.mark.parametrize('picture', [np.zeros((0, 5, 3), np.uint8), np.zeros(7), np.zeros((5, 5, 2)), np.zeros((5, 5), int)])
+def test_what_is_no_image_is_refused(picture):
+    with pytest.raises(EngineError, match='frame 0: an image'):
+        make().process(Frame(0, 0, picture))
+
+
+def test_missing_weights_and_wrong_options_are_named(tmp_path):
+    with pytest.raises(EngineError, match='slam3r weights download'):
+        create_engine('slam3r', str(tmp_path))
+    with pytest.raises(EngineError, match='precision'):
+        make(precision='int8')
+
+
+def test_a_buffer_with_bounded_memory():
+    engine = make(settings=Settings(buffer_size=6, scene_frames=4))
+    run(engine, frames(120))
+    assert len(engine._pipeline.scene.views) <= 6 + 4 + 3 * 3
+    assert pose_errors(engine.trajectory(), UNIT)[0] < 1e-2

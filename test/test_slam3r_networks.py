@@ -1,0 +1,224 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The networks without reference values: precision, exact savings, bad input, and that a long stream costs no more."""
+
+import gc
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='the networks need torch')
+
+from slam3r_ros.engines.slam3r.config import OFFICIAL, NetworkConfig
+from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World
+from slam3r_ros.engines.slam3r.offline import OfflinePipeline, sample_points
+from slam3r_ros.engines.slam3r.online import OnlinePipeline
+from slam3r_ros.engines.slam3r.savings import Step, count_operations
+from slam3r_ros.engines.slam3r.scene import Scene
+from slam3r_ros.engines.slam3r.settings import Settings
+
+TINY = NetworkConfig(32, 1, 2, 32, 3, 2)
+SIDE = 32
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def networks():
+    torch.manual_seed(0)
+    return Image2Points(TINY).eval(), Local2World(TINY).eval()
+
+
+@pytest.fixture
+def scene(networks):
+    return Scene(*networks, min_confidence=1.5)
+
+
+def images(count, side=SIDE, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (count, 3, side, side))).float()
+
+
+def test_sparing_spares_and_changes_nothing():
+    plain, sparing = count_operations(OFFICIAL)
+    assert sparing <= 0.87 * plain
+    step = Step.make(TINY, references=4, candidates=7, side=SIDE)
+    with torch.inference_mode():
+        step.prepare()
+        for found, expected in zip(step.run(sparing=True), step.run(sparing=False)):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_kept_of_candidates_changes_no_score(networks, scene):
+    with torch.inference_mode():
+        scene.encode(images(9), 0)
+        first = scene.correlate([0, 4], range(1, 9))
+        assert scene.views[3].prepared is not None
+        again = scene.correlate([0, 4], range(1, 9))
+        i2p = networks[0]
+        anew = torch.cat([
+            i2p.correlation(
+                scene._tokens([query]), i2p.prepare(scene._tokens(range(1, 9)), SIDE, SIDE), SIDE, SIDE
+            ) for query in (0, 4)
+        ], dim=1)  # fmt: skip
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    torch.testing.assert_close(first, anew, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_reduced_precision_is_near(networks, dtype):
+    with torch.inference_mode():
+        results = []
+        for autocast in (None, dtype):
+            scene = Scene(*networks, 1.5, autocast=autocast)
+            scene.encode(images(6), 0)
+            own, others = scene.reconstruct([[0, 1, 2, 3]], wanted='both')
+            assert own.points.dtype == torch.float32
+            scene.begin([0, 1, 2, 3], shrink=False)
+            scene.locate(4, [0, 1, 2])
+            scene.register([4], [0, 1, 2, 3])
+            results.append((own.points, others.confidence, scene.correlate([5], [0, 1, 2, 3])))
+    for found, expected in zip(*results):
+        assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_cuda_gives_the_same(networks):
+    results = []
+    for device in ('cpu', 'cuda'):
+        scene = Scene(*(network.to(device) for network in networks), 1.5)
+        pipeline = OnlinePipeline(scene, Settings(stride=2))
+        views = [view for image in images(20) for _, view in pipeline.process(image)]
+        results.append(torch.stack([view.confidence for view in views]).cpu())
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+    for network in networks:
+        network.to('cpu')
+
+
+def test_a_long_stream_costs_no_more():
+    """2 000 frames: memory and time per frame stay flat."""
+    torch.manual_seed(1)
+    pipeline = OnlinePipeline(
+        Scene(Image2Points(TINY).eval(), Local2World(TINY).eval(), 1.5),
+        Settings(buffer_size=12, scene_frames=4),
+    )
+    stream = images(50)
+    seconds, memory = [], []
+    for number in range(2000):
+        start = time.perf_counter()
+        pipeline.process(stream[number % 50])
+        seconds.append(time.perf_counter() - start)
+        if number in (499, 999, 1499, 1999):
+            gc.collect()
+        if number % 10 == 0:
+            memory.append(resident())
+    assert len(pipeline.scene.views) <= 12 + 4 + 3 * 3
+    before, after = seconds[500:1000], seconds[1500:]
+    assert statistics.median(after) == pytest.approx(statistics.median(before), rel=0.15)
+    assert np.median(memory[150:]) == pytest.approx(np.median(memory[50:100]), rel=0.05)
+
+
+def resident() -> int:
+    return int(Path('/proc/self/statm').read_text().split()[1])
+
+
+def test_a_window_of_one_view_is_refused(scene):
+    with torch.inference_mode():
+        scene.encode(images(1), 0)
+        with pytest.raises(ValueError, match='two views'):
+            scene.locate(0, [])
+
+
+def test_frames_of_another_size_are_refused(scene):
+    with torch.inference_mode():
+        scene.encode(images(1), 0)
+        with pytest.raises(ValueError, match='crop all to one size'):
+            scene.encode(images(1, side=48), 1)
+        with pytest.raises(ValueError, match='multiples of 16'):
+            Scene(*scene_networks(scene), 1.5).encode(images(1, side=40), 0)
+
+
+def scene_networks(scene):
+    return scene._image2points, scene._local2world
+
+
+@pytest.mark.parametrize('k', [4, 100])
+def test_more_wanted_than_there_are_takes_all(scene, k):
+    with torch.inference_mode():
+        scene.encode(images(5), 0)
+        assert scene.retrieve([0], [3, 1, 2, 4], k) == [0, 1, 2, 3]
+        assert scene.views[1].prepared is None  # nothing was scored
+
+
+@pytest.mark.parametrize('count, stride', [(2, 3), (5, 100), (9, 4), (3, 0)])
+def test_a_stride_longer_than_the_video_is_shortened(scene, count, stride):
+    pipeline = OfflinePipeline(scene, Settings(stride=stride))
+    views = pipeline.run(images(count))
+    assert len(views) == count and pipeline.stride <= count // 2
+    assert all(torch.isfinite(view.world).all() for view in views)
+
+
+def test_one_frame_is_no_sequence(scene):
+    with pytest.raises(ValueError, match='at least two frames'):
+        OfflinePipeline(scene, Settings()).run(images(1))
+
+
+@pytest.mark.parametrize('pipeline', [OfflinePipeline, OnlinePipeline])
+def test_a_start_without_any_confidence(networks, pipeline):
+    pipeline = pipeline(Scene(*networks, min_confidence=1e9), Settings(stride=1))
+    views = pipeline.run(images(8)) if isinstance(pipeline, OfflinePipeline) else [
+        view for image in images(8) for _, view in pipeline.process(image)
+    ]  # fmt: skip
+    assert len(views) == 8
+    assert not views[0].world.any() and torch.isfinite(views[-1].world).all()
+
+
+def test_normalised_input_keeps_the_scale_of_the_references(networks):
+    results = []
+    for unit in (1.0, 10.0):
+        scene = Scene(*networks, 1.5, normalise_input=True)
+        with torch.inference_mode():
+            scene.encode(images(4), 0)
+            scene.begin([0, 1, 2], shrink=False)
+            for view in scene.views.values():
+                view.world = unit * view.world if view.world is not None else None
+            scene.locate(3, [0, 1, 2])
+            scene.register([3], [0, 1, 2])
+        results.append(scene.views[3].world)
+    torch.testing.assert_close(10 * results[0], results[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('wrong', [
+    {'mode': 'fast'}, {'window': 1}, {'radius': 0}, {'stride': -1}, {'scene_frames': 0},
+])  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Settings(**wrong)
+
+
+def test_a_stream_needs_a_stride_and_room_for_its_keyframes(scene):
+    with pytest.raises(ValueError, match='set a stride'):
+        OnlinePipeline(scene, Settings(stride=0))
+    pipeline = OnlinePipeline(scene, Settings(stride=1, buffer_size=3))
+    with pytest.raises(ValueError, match='raise its size'):
+        for image in images(5):
+            pipeline.process(image)
+
+
+def test_a_cloud_is_drawn_from_confident_points(scene):
+    views = OfflinePipeline(scene, Settings(stride=1)).run(images(4))
+    colors = np.random.default_rng(0).integers(0, 255, (4, SIDE, SIDE, 3), np.uint8)
+    rng = np.random.RandomState(42)
+    threshold = float(torch.stack([view.confidence for view in views]).median())
+    points, drawn = sample_points(views, colors, threshold, 100, rng)
+    assert points.shape == drawn.shape == (100, 3)
+    assert len(sample_points(views, colors, threshold, 10**9, rng)[0]) == 4 * SIDE**2 // 2
+    assert len(sample_points(views, colors, 1e9, 100, rng)[0]) == 0
