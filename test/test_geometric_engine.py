@@ -355,8 +355,9 @@ def test_changed_size_is_an_error(images):
     assert engine.process(Frame(2, 2, images[1])).pose is None  # goes on with the old size
 
 
-def test_engines_by_name():
-    with pytest.raises(EngineError, match='not available yet'):
-        create_engine('slam3r')
+def test_engines_by_name(tmp_path):
+    with pytest.raises(EngineError, match='pip install|weights download'):
+        create_engine('slam3r', str(tmp_path))
+    assert create_engine('auto', str(tmp_path), dense=False).name == 'geometric'
     with pytest.raises(EngineError, match="no engine 'lidar'"):
         create_engine('lidar')

@@ -3,6 +3,7 @@
 """The engine around the networks, with networks that know the truth."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from slam3r_ros.engines import create_engine
 from slam3r_ros.engines.protocol import EngineError
 from slam3r_ros.engines.slam3r.engine import Slam3rEngine
 from slam3r_ros.engines.slam3r.settings import Settings
-from slam3r_ros.mapping.frames import T_MAP_OPTICAL, invert, transform
+from slam3r_ros.mapping.frames import T_MAP_OPTICAL, invert
 from slam3r_ros.values import Frame, Intrinsics, State
 
 MIDDLE = (SIDE - 1) / 2
@@ -88,8 +89,8 @@ def test_keyframes_follow_the_advice():
     _, keyframes = run(make(), stream)
     ids = [keyframe.id for keyframe in keyframes]
     assert 24 not in ids and 25 in ids
-    assert {b - a for a, b in zip(ids, ids[1:]) if 12 <= a < 22} == {2}
-    assert {b - a for a, b in zip(ids, ids[1:]) if a >= 30} == {10}
+    assert {b - a for a, b in pairwise(ids) if 12 <= a < 22} == {2}
+    assert {b - a for a, b in pairwise(ids) if a >= 30} == {10}
     assert all(keyframe.stride == keyframe.id - before for keyframe, before in zip(keyframes[1:], ids))
 
 
@@ -110,7 +111,7 @@ def test_a_short_stream_is_mapped_at_its_end(count):
 
 def test_a_start_without_confidence_is_tried_again():
     engine = make(confidence=1.2)
-    outputs, keyframes = run(engine, frames(30))
+    _, keyframes = run(engine, frames(30))
     assert not keyframes and engine.state == State.INITIALIZING and not engine.trajectory()
     for network in engine._networks:
         network.confidence = 20.0

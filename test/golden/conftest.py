@@ -1,82 +1,7 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Vectors made by the official networks and pipelines.
-
-They are read from `SLAM3R_GOLDEN_DIR`, else from `../shared/golden`, else from the subset in `test/data/golden`.
-"""
-
-import json
-import os
-import zlib
-from pathlib import Path
-
-import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-SUBSET = ROOT / 'test/data/golden'
-GOLDEN = Path(os.environ.get('SLAM3R_GOLDEN_DIR') or ROOT.parent / 'shared/golden')
-if not os.environ.get('SLAM3R_GOLDEN_DIR') and not (GOLDEN / 'manifest.json').exists():
-    GOLDEN = SUBSET
-
-
-def read_json(name: str) -> dict:
-    return json.loads((GOLDEN / name).read_text())
-
-
-class Vectors:
-    """The arrays of one file; a name may stand in a folder."""
-
-    def __init__(self, name: str) -> None:
-        self._arrays = np.load(GOLDEN / name)
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        return self._arrays[key]
-
-    def cases(self) -> list[str]:
-        return list(dict.fromkeys(key.split('/')[0] for key in self._arrays.files))
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._arrays.files
-
-
-MANIFEST = read_json('manifest.json')
-
-
-def limit(kind: str) -> float:
-    """Return the tolerance that the manifest states in words, as in 'max rel <= 2e-5'."""
-    return float(MANIFEST['tolerances'][kind].rsplit('<=')[-1])
-
-
-def point_error(found: np.ndarray, expected: np.ndarray) -> float:
-    distance = np.linalg.norm(found - expected, axis=-1)
-    return float((distance / (np.linalg.norm(expected, axis=-1) + 1e-2)).max())
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float((np.abs(found - expected) / np.abs(expected)).max())
-
-
-def scaled_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-
-def generate(shapes: dict[str, list[int]], salt: str, confidence_shift: float = 0.0) -> dict[str, np.ndarray]:
-    """Make the weights of a network by the recipe of the vectors' authors."""
-    weights = {}
-    for key, shape in shapes.items():
-        generator = np.random.RandomState(zlib.crc32(f'{salt}:{key}'.encode()) & 0x7FFFFFFF)
-        noise = generator.standard_normal(int(np.prod(shape))).astype(np.float32).reshape(shape)
-        if len(shape) >= 2:
-            noise *= np.float32(1 / np.sqrt(np.prod(shape[1:])))
-        elif key.endswith('.weight'):
-            noise = np.float32(1) + np.float32(0.1) * noise
-        else:
-            noise *= np.float32(0.1)
-        if confidence_shift and key.startswith('downstream_head') and key.endswith('.bias'):
-            noise[len(noise) * 3 // 4 :] += np.float32(confidence_shift)
-        weights[key] = noise
-    return weights
+from golden import MANIFEST, load
 
 
 @pytest.fixture(scope='session')
@@ -92,23 +17,6 @@ def config(torch):
     from slam3r_ros.engines.slam3r.config import NetworkConfig
 
     return NetworkConfig.from_official({**MANIFEST['config'], **MANIFEST})
-
-
-def load(network, name: str, strict: bool = True):
-    """Fill a network with the weights of the vectors."""
-    import torch
-    from safetensors.torch import load_file
-
-    path = GOLDEN / f'tiny_{name}.safetensors'
-    if path.exists():
-        weights = {key: value for key, value in load_file(path).items() if key in network.state_dict()}
-    else:
-        recipe = MANIFEST['weight_recipe']
-        shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
-        generated = generate(shapes, recipe[f'salt_{name}'], recipe['conf_bias_shift'])
-        weights = {key: torch.from_numpy(value) for key, value in generated.items()}
-    network.load_state_dict(weights, strict=strict)
-    return network.eval()
 
 
 @pytest.fixture(scope='session')
@@ -143,10 +51,3 @@ def within(record_property):
         assert error <= tolerance, f'{name}: {error:.2e} exceeds {tolerance:.0e}'
 
     return check
-
-
-def pixels(u8: np.ndarray):
-    """Turn images (V, B, H, W, 3) uint8 into network input (V, B, 3, H, W)."""
-    import torch
-
-    return ((torch.from_numpy(u8).float() / 255 - 0.5) / 0.5).movedim(-1, -3)

@@ -4,7 +4,7 @@
 
 import numpy as np
 import pytest
-from conftest import MANIFEST, Vectors, relative_error, scaled_error
+from golden import MANIFEST, Vectors, relative_error, scaled_error
 
 FUNCTIONS, PREPROCESS, RETRIEVAL = (Vectors(f'{name}.npz') for name in ('functions', 'preprocess', 'retrieval'))
 BUFFERS = [case.removeprefix('buf/') for case in MANIFEST['cases'] if case.startswith('buf/')]
@@ -38,7 +38,7 @@ def test_scale(torch, within):
 
 
 @pytest.mark.parametrize('case', BUFFERS)
-def test_scene_buffer(case):
+def test_scene_buffer(case, torch):
     from slam3r_ros.engines.slam3r.buffer import SceneBuffer
     from slam3r_ros.engines.slam3r.pointmaps import relative
 

@@ -3,7 +3,7 @@
 """Every layer against the official one; the `small_*` vectors have so little variance that a wrong eps shows."""
 
 import pytest
-from conftest import Vectors, limit, point_error, relative_error, scaled_error
+from golden import Vectors, limit, point_error, relative_error, scaled_error
 
 VECTORS = Vectors('intermediates.npz')
 

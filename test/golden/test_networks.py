@@ -4,7 +4,7 @@
 
 import numpy as np
 import pytest
-from conftest import MANIFEST, Vectors, limit, pixels, point_error, relative_error, scaled_error
+from golden import MANIFEST, Vectors, limit, pixels, point_error, relative_error, scaled_error
 
 I2P, L2W, RETRIEVAL = Vectors('i2p_cases.npz'), Vectors('l2w_cases.npz'), Vectors('retrieval.npz')
 CORRELATION = [case for case in RETRIEVAL.cases() if f'corr/{case}' in MANIFEST['cases']]

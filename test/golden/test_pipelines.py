@@ -4,7 +4,7 @@
 
 import numpy as np
 import pytest
-from conftest import Vectors, limit, point_error, read_json, relative_error
+from golden import Vectors, limit, point_error, read_json, relative_error
 
 RUNS, VECTORS = read_json('e2e.json'), Vectors('e2e.npz')
 
