@@ -12,7 +12,7 @@ from slam3r_ros.mapping.frames import invert, rigid, transform
 from slam3r_ros.mapping.registration import RegistrationError, similarity_ransac
 from slam3r_ros.values import Intrinsics
 
-MAX_POINTS = 2000  # of a map that enter a pose
+MAX_POINTS = 4000  # of a map that enter a pose
 MIN_POINTS = 30
 REPROJECTION = 3.0  # pixels, largest error of an inlier
 REGISTRATION = 0.05  # of the median distance, largest error of an inlier of the cross-check
