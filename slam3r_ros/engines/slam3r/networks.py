@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from slam3r_ros.engines.slam3r.config import NetworkConfig
 from slam3r_ros.engines.slam3r.decoder import Memory, MultiviewDecoderBlock
 from slam3r_ros.engines.slam3r.head import LinearHead
-from slam3r_ros.engines.slam3r.layers import EncoderBlock, LayerNorm, Mlp, PatchEmbed, Rotation, grid_rotation
+from slam3r_ros.engines.slam3r.layers import (
+    EncoderBlock,
+    LayerNorm,
+    Mlp,
+    PatchEmbed,
+    Rotation,
+    embed_patches,
+    grid_rotation,
+)
 
 
 class Sides(NamedTuple):
@@ -227,7 +235,7 @@ class Local2World(TwoSidedNetwork):
             points: the pointmaps.
             void: (N, B, S) bool, tokens that have no geometry.
         """
-        tokens = self.ponit_embedder(points.flatten(0, 1).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        tokens = embed_patches(points.flatten(0, 1).permute(0, 3, 1, 2), self.ponit_embedder)
         tokens = tokens.unflatten(0, points.shape[:2])
         return tokens if void is None else torch.where(void[..., None], self.void_pe_token.to(tokens.dtype), tokens)
 
