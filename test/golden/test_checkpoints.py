@@ -66,6 +66,12 @@ def test_the_encoder_of_local2world_is_left_out(saved, weights, config, l2w_enco
     assert load(L2W, path, config)[0].state_dict().keys() == weights[L2W].keys()
 
 
+def test_arguments_beside_the_weights_do_no_harm(tmp_path, weights, config):
+    path = tmp_path / 'slam3r_i2p.pth'
+    torch.save({'model': weights[I2P], 'args': argparse.Namespace(epochs=3), 'epoch': 2}, path)
+    load(I2P, path, config)
+
+
 @pytest.mark.parametrize('change, reason', [
     (lambda w: w.pop('dec_norm.bias'), 'dec_norm.bias is missing'),
     (lambda w: w.update(surplus=torch.zeros(1)), 'surplus does not belong'),

@@ -94,6 +94,8 @@ def test_pose(with_local, within):
     camera = Intrinsics(K[0, 0], K[1, 1], K[0, 2], K[1, 2])
     local = FUNCTIONS['cam/pts_local_strided4'] if with_local else None
     found = estimate_pose(world, np.ones(world.shape[:2]), camera, local)
-    for name in ('c2w_gt', 'c2w_pnp_strided'):  # the truth, and OpenCV's answer from all pixels
-        within(name, np.abs(found.T_world_camera - FUNCTIONS[f'cam/{name}']).max(), 1e-3)
+    truth, official = FUNCTIONS['cam/c2w_gt'], FUNCTIONS['cam/c2w_pnp_strided']
+    within('truth', np.abs(found.T_world_camera - truth).max(), 1.01 * np.abs(official - truth).max())
+    if not with_local:
+        within('official', np.abs(found.T_world_camera - official).max(), 1e-5)
     assert found.inliers > 0.9

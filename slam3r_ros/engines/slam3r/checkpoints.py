@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds, checks and loads the official weights; a file is taken whole or not at all."""
 
+import argparse
 import hashlib
 import logging
 import os
@@ -164,7 +165,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:
     """Read a .pth file without running code that it may hold."""
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        # Training scripts put their arguments beside the weights; a Namespace runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f'{path} is no plain checkpoint: it is damaged or holds code, which is not run; {REMEDY}'
