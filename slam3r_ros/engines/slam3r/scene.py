@@ -171,14 +171,13 @@ class Scene:
             How many of the keyframes were taken.
         """
         while True:
-            scores = [
-                torch.stack([view.mean() for view in join(self.reconstruct([keyframes], i, 'both'), i).confidence])
-                .mean().item() for i in range(len(keyframes))
-            ]  # fmt: skip
+            windows = [self.reconstruct([keyframes], i, 'both') for i in range(len(keyframes))]
+            scores = [torch.cat([own.confidence, others.confidence]).mean().item() for own, others in windows]
             best = max(range(len(keyframes)), key=scores.__getitem__)
             if not shrink or len(keyframes) <= min_window or scores[best] >= min_score:
                 break
             keyframes = keyframes[:-1]
+        # Once more, as the official code does: the traces of both are compared call by call.
         points, confidence = join(self.reconstruct([keyframes], best, 'both'), best)
         world = normalise(list(points), list(confidence > self._min_confidence))
         for position, number in enumerate(keyframes):
