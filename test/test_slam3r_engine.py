@@ -94,6 +94,31 @@ def test_keyframes_follow_the_advice():
     assert all(keyframe.stride == keyframe.id - before for keyframe, before in zip(keyframes[1:], ids))
 
 
+def test_keyframes_stand_closer_where_the_reconstruction_is_unsure():
+    engine = make()
+    run(engine, frames(13, stride=10))
+    for network in engine._networks:
+        network.confidence = 3.5
+    _, keyframes = run(engine, frames(60, stride=10)[13:])
+    ids = [keyframe.id for keyframe in keyframes]
+    assert {b - a for a, b in pairwise(ids)} == {9}  # 10 * (1 - 1/3.5) / 0.8
+
+
+def test_unsure_points_are_left_out_of_keyframes():
+    engine = make(min_confidence=5.0)
+    run(engine, frames(13))
+    for network in engine._networks:
+        network.confidence = 4.0
+    _, keyframes = run(engine, frames(20)[13:])
+    assert np.isnan(keyframes[-1].pointmap).all() and not keyframes[-1].confidence.any()
+    assert engine.state == State.TRACKING
+
+
+def test_a_given_focal_length_is_used():
+    _, keyframes = run(make(focal=2 * FOCAL), frames(13))
+    assert all(keyframe.intrinsics.fx == 2 * FOCAL for keyframe in keyframes)
+
+
 def test_the_stride_of_the_reconstruction_is_the_advice_of_the_first_frames():
     engine = make(stride=0)
     outputs, _ = run(engine, frames(30, stride=5))

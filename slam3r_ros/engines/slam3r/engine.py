@@ -25,6 +25,7 @@ MAX_STRIDE = 15  # frames between keyframes
 ADVICE = 10  # frames to wait for good advice on the stride
 MIN_VALID = 0.1  # share of confident points in the first keyframes
 MIN_INLIERS = 0.3  # share of points that the pose of a tracked frame must explain
+SURE = 0.8  # relative confidence of a frame that needs no closer keyframes
 FOCALS = 30  # estimates that make the focal length
 TIMES = 500  # samples per stage
 PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
@@ -73,7 +74,7 @@ class Slam3rEngine:
             precision: 'float32', 'bfloat16' or 'float16'.
             stride: frames between the keyframes of the reconstruction; 0 takes the advice of the first frames.
             focal: pixels of the frames, for frames without intrinsics; 0 = estimate it.
-            min_confidence: of a registered point; what has less is left out.
+            min_confidence: of a registered point; what has less is left out of keyframes.
             settings: of the reconstruction; its stride does not count.
             networks: instead of the official ones.
             side: pixels of the square that the networks see.
@@ -133,7 +134,10 @@ class Slam3rEngine:
             image, crop = square(to_rgb(frame.image), self._side)
         except ValueError as error:
             raise EngineError(f'frame {frame.id}: {error}') from error
-        camera = frame.intrinsics or (_centred(self._focal, frame.image.shape) if self._focal else None)
+        camera = frame.intrinsics
+        if camera is None and self._focal:
+            height, width = frame.image.shape[:2]
+            camera = Intrinsics(self._focal, self._focal, (width - 1) / 2, (height - 1) / 2)
         waiting = _Waiting(
             frame.id, frame.stamp, image, crop.intrinsics(camera) if camera else None, frame.candidate, frame.stride
         )
@@ -171,13 +175,10 @@ class Slam3rEngine:
             self._pipeline = None  # too little was seen: begin anew with the next frames
             self._waiting.clear()
             return EngineOutput(None)
-        stride = self._pipeline.settings.stride
-        first = len(views) > 1
-        keyframes = []
+        stride, first, keyframes = self._pipeline.settings.stride, len(views) > 1, []
         for number, (frame, view) in enumerate(views):
             pose = self._track(frame, view)
-            wanted = number % stride == 0 if first else self._is_keyframe(frame)
-            if pose and wanted:
+            if pose and (number % stride == 0 if first else self._is_keyframe(frame, view)):
                 keyframes.append(self._keyframe(frame, view, pose))
         self._times['pose'].append(1000 * (time.perf_counter() - start))
         return EngineOutput(self._poses.get(waiting.id), tuple(keyframes))
@@ -203,10 +204,9 @@ class Slam3rEngine:
         return True
 
     def _points(self, view: View) -> tuple[np.ndarray, np.ndarray]:
-        """Return the world map (H, W, 3) float64 and which of its points are valid (H, W)."""
+        """Return the world map (H, W, 3) float64 and which of its points are known (H, W)."""
         points = view.world.double().cpu().numpy()
-        confident = (view.confidence > min(self._min_confidence, float(view.confidence.median()))).cpu().numpy()
-        return points, confident & np.isfinite(points).all(-1) & points.any(-1)
+        return points, np.isfinite(points).all(-1) & points.any(-1)
 
     def _camera(self, frame: _Waiting, view: View) -> Intrinsics:
         """Return the camera of the square, as given or as the local maps tell so far."""
@@ -240,29 +240,31 @@ class Slam3rEngine:
         if camera is None or camera.inliers < MIN_INLIERS:
             self._state = State.LOST
             return None
-        lost = self._state == State.LOST
-        self._state = State.RELOCALIZING if lost else State.TRACKING
+        self._state = State.RELOCALIZING if self._state == State.LOST else State.TRACKING
         T_map_camera = self._T_map_world @ _scaled(camera.T_world_camera, self._scale)
         pose = self._poses[frame.id] = Pose(frame.id, frame.stamp, T_map_camera, self._state)
         return pose
 
-    def _is_keyframe(self, frame: _Waiting) -> bool:
+    def _is_keyframe(self, frame: _Waiting, view: View) -> bool:
+        """Follow the advice, but space keyframes closer where the reconstruction is unsure."""
         if self._last_keyframe is None:
             return True
-        return frame.candidate and frame.id - self._last_keyframe >= min(max(frame.stride, 1), MAX_STRIDE)
+        stride = round(min(frame.stride, MAX_STRIDE) * min(1, relative(view.mean) / SURE))
+        return frame.candidate and frame.id - self._last_keyframe >= max(stride, 1)
 
     def _keyframe(self, frame: _Waiting, view: View, pose: Pose) -> Keyframe:
         points, valid = self._points(view)
         T_camera_world = invert(pose.T_map_camera) @ self._T_map_world  # takes map units
         points = transform(T_camera_world, points * self._scale)
-        valid &= points[..., 2] > 0
+        confidence = view.confidence.cpu().numpy()
+        valid &= (points[..., 2] > 0) & (confidence > self._min_confidence)
         stride = frame.id - self._last_keyframe if self._last_keyframe is not None else 1
         self._last_keyframe = frame.id
         return Keyframe(
             pose,
             self._camera(frame, view),
             np.where(valid[..., None], points, np.nan).astype(np.float32),
-            np.where(valid, relative(view.confidence).cpu().numpy(), 0).astype(np.float32),
+            np.where(valid, relative(confidence), 0).astype(np.float32),
             frame.image,
             map_id=self._map_id,
             stride=stride,
@@ -296,9 +298,3 @@ class Slam3rEngine:
 def _scaled(T: np.ndarray, scale: float) -> np.ndarray:
     """Return the transform in units that are `scale` times as many."""
     return rigid(T[:3, :3], T[:3, 3] * scale)
-
-
-def _centred(focal: float, shape: tuple[int, ...]) -> Intrinsics:
-    """Return a camera whose principal point is the image's middle."""
-    height, width = shape[:2]
-    return Intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2)
