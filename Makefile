@@ -8,6 +8,7 @@ OUT ?= out
 export OUT VIDEO  # the shell expands them, whatever is in the names
 ENVIRONMENT = .venv
 READY = $(ENVIRONMENT)/.ready
+NETWORKS = $(ENVIRONMENT)/.networks
 # Nodes talk over loopback only.
 RUN = AMENT_PREFIX_PATH='$(CURDIR)/$(ENVIRONMENT)' ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST \
       PATH='$(CURDIR)/$(ENVIRONMENT)/bin':"$$PATH"
@@ -18,7 +19,7 @@ RUN = AMENT_PREFIX_PATH='$(CURDIR)/$(ENVIRONMENT)' ROS_AUTOMATIC_DISCOVERY_RANGE
 demo: $(READY)
 	@$(RUN) slam3r demo --out "$$OUT" $(if $(VIDEO),--video "$$VIDEO")
 
-test: $(READY)
+test: $(READY) $(NETWORKS)
 	@$(RUN) python -m pytest $(or $(ARGS),test)
 
 lint: $(READY)
@@ -30,6 +31,13 @@ $(READY): requirements.txt constraints.txt pyproject.toml setup.py CMakeLists.tx
           $(shell find msg srv cmake launch config rviz -type f 2>/dev/null)
 	@$(PYTHON) cmake/environment.py '$(ENVIRONMENT)'
 	@touch '$(READY)'
+
+# The demo does without torch, which is large.
+$(NETWORKS): $(READY) constraints.txt
+	@echo 'slam3r_ros: installing torch for the tests of the networks'
+	@$(RUN) python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  torch safetensors huggingface_hub pillow
+	@touch '$(NETWORKS)'
 
 clean:
 	rm -rf build install log out '$(ENVIRONMENT)'

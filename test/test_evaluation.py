@@ -243,7 +243,8 @@ def command(words):
     (['--video', '{data}/video.mp4', '--groundtruth', '{data}/truth.tum', '--intrinsics', '{data}/camera.json',
       '--depth', '{data}'], 'holds no depth images'),
     (['--video', '{data}/video.mp4', '--groundtruth', '{data}/truth.tum', '--json', '/none/out.json'], 'no folder /none'),
-    (['--video', '{data}/video.mp4', '--groundtruth', '{data}/truth.tum', '--engine', 'slam3r'], 'not available yet'),
+    (['--video', '{data}/video.mp4', '--groundtruth', '{data}/truth.tum', '--engine', 'slam3r',
+      '--checkpoints', '/nowhere'], 'weights download|pip install'),
 ])
 def test_bad_input_is_one_line_and_status_1(data, words, reason, capsys):
     import re

@@ -9,12 +9,13 @@ from slam3r_ros.engines.protocol import Engine, EngineError
 NAMES = ('auto', 'geometric', 'slam3r')
 
 
-def create_engine(name: str = 'auto', checkpoints: str = '', **options: Any) -> Engine:
+def create_engine(name: str = 'auto', checkpoints: str = '', lossless: bool = True, **options: Any) -> Engine:
     """Make an engine by its name.
 
     Args:
         name: one of `NAMES`; `auto` takes `slam3r` where it can be had, else `geometric`.
         checkpoints: folder of the networks' weights, for `slam3r`.
+        lossless: wait for depth that is computed beside the tracking; `slam3r` computes none there.
         options: of the engine's constructor.
 
     Raises:
@@ -30,7 +31,7 @@ def create_engine(name: str = 'auto', checkpoints: str = '', **options: Any) -> 
         return Slam3rEngine(checkpoints, **options)
     from slam3r_ros.engines.geometric.engine import GeometricEngine  # compiles: only when it is wanted
 
-    return GeometricEngine(**options)
+    return GeometricEngine(lossless=lossless, **options)
 
 
 def _slam3r_is_available(checkpoints: str) -> bool:
