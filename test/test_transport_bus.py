@@ -191,8 +191,8 @@ def test_two_lossless_readers_both_get_everything(ros):
     publisher = create_publisher(ros.node(node_name='fast'), Frame, 'frames', depth=4, lossless=True)
     wait_until(lambda: publisher.outside_readers() == 2)
     publisher.wait_for_reader()
-    threading.Thread(target=lambda: [publisher.publish(frame(i)) for i in range(30)], daemon=True).start()
-    wait_until(lambda: seen == (list(range(30)),) * 2, seconds=60)  # three participants share the machine
+    threading.Thread(target=lambda: [publisher.publish(frame(i)) for i in range(60)], daemon=True).start()
+    wait_until(lambda: seen == (list(range(60)),) * 2, seconds=60)  # three participants share the machine
 
 
 def test_what_two_readers_say_at_once_is_heard(ros):
