@@ -12,7 +12,7 @@ COMMANDS = {
     'demo': ('slam3r_ros.demo', 'map a video with the ROS graph and show what came of it'),
     'evaluate': ('slam3r_ros.evaluation.evaluate', 'score an engine on a video with ground truth'),
     'weights': ('slam3r_ros.engines.slam3r.download', 'download or check the weights of the slam3r engine'),
-    'bench': ('slam3r_ros.bench', 'measure the cost of the ROS graph on this machine'),
+    'bench': ('slam3r_ros.bench', 'measure what the parts of the program cost on this machine'),
 }
 
 

@@ -1,0 +1,31 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`slam3r bench`: what the parts of the program cost on this machine, as ratios taken in one run.
+
+Each benchmark is a module with `add_arguments(parser)` and `main(arguments) -> int`, which is not 0 where a figure
+misses its limit.
+"""
+
+import argparse
+import importlib
+
+BENCHMARKS = {
+    'graph': 'the ROS graph beside the same stages on plain threads and queues',
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line; a benchmark reads the rest of it, so that the others need not be importable."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = '\n'.join(f'{name:<12}{summary}' for name, summary in BENCHMARKS.items())
+    parser.add_argument('what', choices=BENCHMARKS, help='see below; `slam3r bench WHAT --help` says more')
+    parser.add_argument('rest', nargs=argparse.REMAINDER, metavar='...', help='arguments of that benchmark')
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run one benchmark."""
+    name = arguments.what
+    module = importlib.import_module(f'{__name__}.{name}')
+    parser = argparse.ArgumentParser(prog=f'slam3r bench {name}', description=BENCHMARKS[name])
+    module.add_arguments(parser)
+    return module.main(parser.parse_args(arguments.rest))
