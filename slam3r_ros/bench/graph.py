@@ -84,12 +84,15 @@ def run_plain(video: str) -> float:
     """
     engine = create_engine('auto')
     selector, mesher = FrameSelector(), BlockMesher()
+    heard: queue.SimpleQueue[Keyframe] = queue.SimpleQueue()  # keyframes on the way back to the selector
     due = 0.0
 
     def hand_on(frame: Frame) -> Iterator[Frame]:
         yield frame
 
     def select(frame: Frame) -> Iterator[Frame]:
+        while not heard.empty():
+            selector.hear(heard.get())
         if (selected := selector.select(frame)) is not None:
             yield selected
 
@@ -100,6 +103,7 @@ def run_plain(video: str) -> float:
 
     def mesh(keyframe: Keyframe) -> Iterator[None]:
         nonlocal due
+        heard.put(keyframe)
         mesher.integrate(keyframe)
         if time.monotonic() > due:
             mesher.update()

@@ -178,6 +178,7 @@ class Run:
     def _take(self, keyframes: Iterable[Keyframe]) -> None:
         for keyframe in keyframes:
             self.keyframes.add(keyframe)
+            self._selector.hear(keyframe)
             if self._mesher is not None and keyframe.pointmap is not None:
                 with self._stage('mesh'):
                     self._mesher.integrate(keyframe)

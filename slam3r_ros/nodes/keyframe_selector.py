@@ -8,11 +8,11 @@ from typing import Any
 from slam3r_ros.mapping.selection import FrameSelector
 from slam3r_ros.nodes.base import PipelineNode, run
 from slam3r_ros.transport.bus import create_publisher, create_subscription
-from slam3r_ros.values import Frame
+from slam3r_ros.values import Frame, Keyframe
 
 
 class KeyframeSelector(PipelineNode):
-    """Takes `frames`, publishes `selected_frames`."""
+    """Takes `frames`, publishes `selected_frames`; hears of the engine's confidence by `keyframes`."""
 
     def __init__(self, **kwargs: Any):
         """Wait for frames.
@@ -27,6 +27,8 @@ class KeyframeSelector(PipelineNode):
             self, Frame, 'selected_frames', depth=4, frame_id=p.camera_frame, lossless=True
         )
         self.start_diagnostics()
+        if not p.keyframe_stride:  # not lossless: the engine must never wait for this node, which waits for the engine
+            create_subscription(self, Keyframe, 'keyframes', self._selector.hear)
         create_subscription(self, Frame, 'frames', self._select, p.queue_depth, lossless=True)
 
     def diagnostics(self) -> dict[str, Any]:
