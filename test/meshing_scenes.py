@@ -5,6 +5,8 @@
 import numpy as np
 
 from slam3r_ros.mapping.frames import T_MAP_OPTICAL, rigid
+from slam3r_ros.meshing.lattice import NEIGHBOURS, pack
+from slam3r_ros.meshing.tsdf import DISTANCE_STEPS
 from slam3r_ros.values import Intrinsics, Keyframe, Pose
 
 CAMERA = Intrinsics(95.0, 95.0, 55.5, 41.5)
@@ -67,3 +69,30 @@ def room_poses(count: int) -> list[np.ndarray]:
     angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return [look_at((0.3 * np.cos(a), 0.3 * np.sin(a), 0.1), (np.cos(a + 0.3), np.sin(a + 0.3), 0.4 * np.sin(3 * a)))
             for a in angle]
+
+
+def blocks_of(distance, color=None, weight=None):
+    """Cut a field (8 X, 8 Y, 8 Z), distance 1 being the truncation, into what kernels extract.
+
+    Returns:
+        sums (N, 512, 5) int32, slots (N, 8), indices (N, 3).
+    """
+    weight = np.full(distance.shape, 100) if weight is None else weight
+    color = np.full((*distance.shape, 3), 90) if color is None else color
+    sums = np.concatenate((weight[..., None], (weight * np.round(distance * DISTANCE_STEPS))[..., None],
+                           weight[..., None] * color), axis=-1).astype(np.int32)
+    shape = np.array(distance.shape) // 8
+    sums = sums.reshape(shape[0], 8, shape[1], 8, shape[2], 8, 5).transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, 512, 5)
+    indices = np.stack(np.meshgrid(*map(np.arange, shape), indexing='ij'), axis=-1).reshape(-1, 3) - 1
+    number = {key: i for i, key in enumerate(pack(indices).tolist())}
+    slots = np.array([[number.get(key + step, -1) for step in NEIGHBOURS.tolist()] for key in number])
+    return np.ascontiguousarray(sums), slots, indices
+
+
+def random_blocks():
+    """Return the blocks of a rough field with holes and random colours, as `blocks_of`."""
+    random = np.random.default_rng(3)
+    x, y, z = np.mgrid[:24, :16, :16]
+    distance = np.clip(np.sin(x / 3) + np.cos(y / 4) + np.sin(z / 2) + random.normal(0, 0.2, x.shape), -1, 1)
+    weight = random.integers(-10, 100, x.shape).clip(0)
+    return blocks_of(distance, random.integers(0, 256, (*x.shape, 3)), weight)

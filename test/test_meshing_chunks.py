@@ -29,32 +29,33 @@ class Display:
 
     def take(self, changes):
         for change in changes:
-            assert change.vertices.shape == change.colors.shape and len(change.vertices) % 3 == 0
+            assert change.vertices.shape == change.colors.shape
             if change.delete:
                 del self.markers[change.id]  # an unknown one is an error
             else:
                 self.markers[change.id] = change
 
     def triangles(self):
-        return sum(len(marker.vertices) for marker in self.markers.values()) // 3
+        return sum(len(marker.triangles) for marker in self.markers.values())
 
 
 def test_a_changed_block_sends_its_whole_chunk_only():
     chunks = DisplayChunks()
     first = chunks.apply(update(block(0, 0, 0), block(7, 7, 7), block(8, 0, 0), block(-1, 0, 0)))
-    assert [len(change.vertices) for change in sorted(first)] and len(first) == len({c.id for c in first}) == 3
+    assert len(first) == len({c.id for c in first}) == 3
     second = chunks.apply(update(block(3, 3, 3, 5)))
-    assert len(second) == 1 and len(second[0].vertices) == 3 * (2 + 2 + 5)
+    assert len(second) == 1 and len(second[0].triangles) == 2 + 2 + 5
     assert second[0].vertices.dtype == np.float32 and second[0].colors.dtype == np.uint8
-    whole = [change for change in first if len(change.vertices) == 12]
+    whole = [change for change in first if len(change.triangles) == 4]
     assert second[0].id == whole[0].id
 
 
-def test_soup_is_the_corners_of_the_triangles():
-    one = block(1, 2, 3, 4)
-    change, = DisplayChunks().apply(update(one))
-    assert np.array_equal(change.vertices.reshape(-1, 3, 3), one.vertices[one.triangles])
-    assert np.array_equal(change.colors.reshape(-1, 3, 3), one.colors[one.triangles])
+def test_the_triangles_are_those_of_the_blocks():
+    one, two = block(1, 2, 3, 4), block(0, 0, 0, 3)
+    change, = DisplayChunks().apply(update(one, two))
+    for name in ('vertices', 'colors'):
+        expected = np.concatenate([getattr(each, name)[each.triangles] for each in (one, two)])
+        assert np.array_equal(getattr(change, name)[change.triangles], expected)
 
 
 def test_an_empty_chunk_is_deleted_once_and_its_id_used_again():

@@ -7,28 +7,18 @@ from collections import Counter
 import numpy as np
 import pytest
 import trimesh
+from meshing_scenes import blocks_of, random_blocks
 
-from slam3r_ros.meshing import reference
+from slam3r_ros.meshing import kernels_cpu, marching_cubes, reference
 from slam3r_ros.meshing.cleaning import weld
-from slam3r_ros.meshing.lattice import pack, step
-from slam3r_ros.meshing.marching_cubes import CELL_EDGES, CORNERS, TRIANGLES, extract
-from slam3r_ros.meshing.tsdf import DISTANCE_STEPS
+from slam3r_ros.meshing.lattice import CORNERS
+from slam3r_ros.meshing.marching_cubes import CELL_EDGES, TRIANGLES
 
 VOXEL = 0.05
 
 
-def blocks_of(distance, color=None, weight=None):
-    """Cut a field (8 X, 8 Y, 8 Z) into blocks: sums, slots, indices as `extract` wants them."""
-    weight = np.full(distance.shape, 100) if weight is None else weight
-    color = np.full((*distance.shape, 3), 90) if color is None else color
-    sums = np.concatenate((weight[..., None], (weight * np.round(distance * DISTANCE_STEPS))[..., None],
-                           weight[..., None] * color), axis=-1).astype(np.int32)
-    shape = np.array(distance.shape) // 8
-    sums = sums.reshape(shape[0], 8, shape[1], 8, shape[2], 8, 5).transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, 512, 5)
-    indices = np.stack(np.meshgrid(*map(np.arange, shape), indexing='ij'), axis=-1).reshape(-1, 3) - 1
-    number = {key: i for i, key in enumerate(pack(indices).tolist())}
-    slots = np.array([[number.get(key + step(*corner), -1) for corner in CORNERS.tolist()] for key in number])
-    return sums, slots, indices
+def extract(*blocks):
+    return list(marching_cubes.extract(kernels_cpu, *blocks, VOXEL))
 
 
 def joined(surfaces):
@@ -58,7 +48,7 @@ def test_random_fields_give_closed_surfaces():
     """All 256 cases, next to each other in every way: each edge has two triangles, one in each direction."""
     distance = np.random.default_rng(0).uniform(-1, 1, (24, 24, 24))
     distance[[0, -1]] = distance[:, [0, -1]] = distance[:, :, [0, -1]] = 0.5
-    _, _, triangles = joined(extract(*blocks_of(distance), VOXEL))
+    _, _, triangles = joined(extract(*blocks_of(distance)))
     assert len(triangles) > 10000
     edges = Counter(map(tuple, triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).tolist()))
     assert set(edges.values()) == {1}
@@ -69,7 +59,7 @@ def test_sphere_is_watertight_and_true():
     x, y, z = np.mgrid[:32, :32, :32]
     radius = 9.7
     distance = np.sqrt((x - 15.3)**2 + (y - 16.1)**2 + (z - 14.9)**2) - radius
-    vertices, _, triangles = joined(extract(*blocks_of(np.clip(distance / 4, -1, 1)), VOXEL))
+    vertices, _, triangles = joined(extract(*blocks_of(np.clip(distance / 4, -1, 1))))
     mesh = trimesh.Trimesh(vertices, triangles, process=False)
     assert mesh.is_watertight and mesh.is_winding_consistent and mesh.euler_number == 2
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * (radius * VOXEL)**3, rel=0.02)  # positive: normals outward
@@ -80,31 +70,27 @@ def test_sphere_is_watertight_and_true():
 def test_surface_exactly_through_corners_stays_closed():
     x, y, z = np.mgrid[:24, :24, :24] - 12
     cube = np.maximum(np.maximum(abs(x), abs(y)), abs(z)) - 5
-    vertices, _, triangles = joined(extract(*blocks_of(cube / 8), VOXEL))
+    vertices, _, triangles = joined(extract(*blocks_of(cube / 8)))
     mesh = trimesh.Trimesh(vertices, triangles, process=False)
     assert mesh.is_watertight and mesh.area_faces.min() > 0
 
 
 @pytest.mark.parametrize('min_weight', [1, 30])
 def test_extraction_is_that_of_the_twin(min_weight):
-    random = np.random.default_rng(3)
-    x, y, z = np.mgrid[:24, :16, :16]
-    distance = np.clip(np.sin(x / 3) + np.cos(y / 4) + np.sin(z / 2) + random.normal(0, 0.2, x.shape), -1, 1)
-    weight = random.integers(-10, 100, x.shape).clip(0)
-    sums, slots, indices = blocks_of(distance, random.integers(0, 256, (*x.shape, 3)), weight)
-    total = 0
-    for surface, slot, index in zip(extract(sums, slots, indices, VOXEL, min_weight), slots, indices, strict=True):
-        vertices, colors, triangles = surface
-        twin_vertices, twin_colors = reference.march(sums, slot, index, VOXEL, min_weight)
-        assert np.allclose(vertices[triangles], twin_vertices, atol=1e-6)
-        assert (np.abs(colors[triangles].astype(int) - twin_colors) <= 1).all()
-        assert len(np.unique(vertices, axis=0)) == len(vertices)  # welded inside the block
-        total += len(triangles)
-    assert total > 50
+    sums, slots, indices = random_blocks()
+    ours = kernels_cpu.march(sums, slots, indices, VOXEL, min_weight)
+    for one, other in zip(ours, reference.march(sums, slots, indices, VOXEL, min_weight), strict=True):
+        assert one.dtype == other.dtype and np.array_equal(one, other)
+    assert len(ours[2]) > 50
+
+
+def test_vertices_are_shared_inside_a_block():
+    for vertices, _, triangles in extract(*random_blocks()):
+        assert len(np.unique(vertices, axis=0)) == len(vertices) == len(np.unique(triangles))
 
 
 def test_color_is_interpolated():
     x = np.mgrid[:8, :8, :8][0]
-    surface = extract(*blocks_of((x - 3.25) / 8, np.where(x < 3.5, 100, 200)[..., None] * [1, 0, 1]), VOXEL)[0]
+    surface = extract(*blocks_of((x - 3.25) / 8, np.where(x < 3.5, 100, 200)[..., None] * [1, 0, 1]))[0]
     assert np.allclose(surface[0][:, 0], (3.25 - 8) * VOXEL)
     assert (np.abs(surface[1].astype(int) - [125, 0, 125]) <= 1).all()

@@ -3,6 +3,7 @@
 """Keyframes in, mesh updates out."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import trimesh
 from meshing_scenes import HEIGHT, ROOM, WIDTH, around, keyframe, look_at, room_depth, room_poses, sphere_depth
 
 from slam3r_ros.mapping.frames import rigid
+from slam3r_ros.meshing import mesher as mesher_module
 from slam3r_ros.meshing.cleaning import weld
-from slam3r_ros.meshing.lattice import unpack
-from slam3r_ros.meshing.mesher import BlockMesher
+from slam3r_ros.meshing.mesher import BOOK_BYTES, RING_BYTES, BlockMesher
+from slam3r_ros.meshing.tsdf import BLOCK_BYTES
 from slam3r_ros.values import Pose
 
 VOXEL = 0.04
@@ -74,32 +76,35 @@ def test_room_is_true_and_whole():
 
 
 def test_incremental_mesh_is_that_of_a_full_extraction():
+    """After random keyframes and revisions of the last few, in a volume too small for all."""
     frames = room_keyframes()
     random = np.random.default_rng(0)
-    mesher, replayed, sequence = BlockMesher(VOXEL, max_blocks=350, min_weight=0.4), {}, 0
-    for step in range(60):
-        frame = frames[random.integers(len(frames))]
+    mesher, replayed, sequence, newest = BlockMesher(VOXEL, max_blocks=350, min_weight=0.4), {}, 0, 0
+    for step in range(80):
+        newest += random.random() < 0.5
+        id = max(newest - int(random.integers(5)), 0)
+        frame = frames[id * 7 % len(frames)]
         shift = rigid(np.eye(3), random.normal(0, 0.02, 3)) @ frame.pose.T_map_camera
-        mesher.integrate(replace(frame, pose=replace(frame.pose, T_map_camera=shift), revision=step,
+        mesher.integrate(replace(frame, pose=replace(frame.pose, id=id, T_map_camera=shift), revision=step,
                                  confidence=frame.confidence * random.uniform(0.2, 1)))
-        if random.random() < 0.5:
-            update = mesher.update()
+        if random.random() < 0.5 and (update := mesher.update()):
             assert update.sequence == sequence + 1 and not update.full
             sequence = update.sequence
             replayed |= {block.index: block for block in update.blocks}
-    assert mesher.counters['dropped'] > 0
-    mesher.integrate(replace(frames[0], revision=100))
+    assert mesher.counters['dropped'] > 0 and mesher.counters['late'] == 0
+    mesher.integrate(replace(frame, pose=replace(frame.pose, id=id), revision=100))
     replayed |= {block.index: block for block in mesher.update().blocks}
     update = mesher.update(full=True)
     assert update.full and mesher.update() is None
-    mesher.volume.dirty.update(mesher.volume.slots)
-    mesher._surfaces.clear()
-    full = mesher.mesh()
-    assert len(full[2]) > 1000
+    full = BlockMesher(VOXEL, min_weight=0.4)
+    full.volume = mesher.volume
+    full.volume.dirty.update(mesher.volume.slots)
+    assert len(full.mesh()[2]) > 1000
     told = {index: block for index, block in replayed.items() if len(block.vertices)}
     assert {block.index for block in update.blocks} == told.keys()
-    assert {tuple(index) for index in unpack(list(mesher._surfaces)).tolist()} == told.keys()
-    for block in mesher._surfaces.values():
+    blocks = full.snapshot().blocks
+    assert {block.index for block in blocks} == told.keys()
+    for block in blocks:
         for ours, theirs in zip(block, told[block.index], strict=True):
             assert np.array_equal(ours, theirs)
 
@@ -187,6 +192,18 @@ def test_snapshot_takes_nothing_from_the_next_update():
     assert update.sequence == 2 and len(update.blocks) > 10
 
 
+@pytest.mark.parametrize('to_host', ['cpu', 'get'])  # of torch, of CuPy
+def test_arrays_of_a_gpu_come_to_a_mesher_on_the_cpu(to_host):
+    frame = room_keyframes(1)[0]
+    there = {name: SimpleNamespace(**{to_host: getattr(frame, name).copy})
+             for name in ('pointmap', 'confidence', 'colors')}
+    one, other = BlockMesher(VOXEL, device='cpu'), BlockMesher(VOXEL, device='cpu')
+    one.integrate(replace(frame, **there))
+    other.integrate(frame)
+    assert len(one.mesh()[0]) > 1000
+    assert_same_mesh(one.mesh(), other.mesh())
+
+
 def test_min_weight_hides_what_was_seen_weakly():
     wall = np.full((HEIGHT, WIDTH), 1.0)
     weak, strong = keyframe(wall, confidence=0.3), keyframe(wall, id=1)
@@ -198,34 +215,80 @@ def test_min_weight_hides_what_was_seen_weakly():
 
 
 def test_memory_cap_holds_along_a_corridor():
-    mesher = BlockMesher(VOXEL, max_blocks=BlockMesher.blocks_within(5))
+    mesher = BlockMesher(VOXEL, max_blocks=BlockMesher.blocks_within(13))
     for i in range(30):
         pose = look_at((0.4 * i, 0, 0), (0.4 * i + 1, 0.01, 0))
         mesher.integrate(keyframe(np.full((HEIGHT, WIDTH), 1.2), pose, id=i))
         mesher.update()
-        assert mesher.counters['blocks'] * 512 * 20 <= 5e6
+        assert mesher.memory <= 5e6  # and 8 MB to work with
+        assert mesher.counters['triangles'] == len(mesher.mesh()[2])
     assert mesher.counters['dropped'] > 100
+    assert 1 < mesher.counters['keyframes'] < 30  # the ring is under the cap too
     assert mesher.mesh()[0][:, 0].max() == pytest.approx(0.4 * 29 + 1.2, abs=VOXEL)  # the newest is there
+
+
+def test_surfaces_are_under_the_cap_too(monkeypatch):
+    share = 500  # bytes a block: the room's surface takes more
+    monkeypatch.setattr(mesher_module, 'SURFACE_BYTES', share)
+    mesher, replayed = BlockMesher(VOXEL, max_blocks=400), {}
+    for frame in room_keyframes():
+        mesher.integrate(frame)
+        replayed |= {block.index: block for block in mesher.update().blocks}
+        kept = mesher.snapshot().blocks
+        assert sum(array.nbytes for block in kept for array in block[1:]) < 400 * share
+    assert 10 < mesher.counters['blocks'] < 350 and mesher.counters['dropped'] > 0
+    assert mesher.memory <= 400 * (BLOCK_BYTES + share + RING_BYTES + BOOK_BYTES)
+    assert {block.index for block in kept} == {index for index, block in replayed.items() if len(block.vertices)}
+
+
+def test_what_is_remembered_of_keyframes_is_bounded():
+    mesher = BlockMesher(VOXEL, ring=3)
+    small = keyframe(np.full((2, 2), 0.9))
+    full = None
+    for id in range(5, 300):
+        mesher.integrate(replace(small, pose=replace(small.pose, id=id)))
+        size = sum(len(value) for value in vars(mesher).values() if hasattr(value, '__len__'))
+        full = size if id == 10 else full
+    assert size == full and mesher.counters['keyframes'] == 3
+    mesher.integrate(replace(small, pose=replace(small.pose, id=298)))
+    mesher.integrate(replace(small, pose=replace(small.pose, id=3)))  # never seen, but from before the ring
+    assert mesher.counters['duplicates'] == 1 and mesher.counters['late'] == 1
 
 
 @pytest.mark.parametrize('spoil', [
     lambda frame: replace(frame, pointmap=np.full_like(frame.pointmap, np.nan)),
     lambda frame: replace(frame, pointmap=np.full_like(frame.pointmap, np.inf)),
     lambda frame: replace(frame, confidence=np.zeros_like(frame.confidence)),
-    lambda frame: replace(frame, pointmap=frame.pointmap * 1000),
     lambda frame: replace(frame, pointmap=frame.pointmap[:0], confidence=frame.confidence[:0], colors=frame.colors[:0]),
-    lambda frame: replace(frame, pose=Pose(frame.id, 0, np.zeros((4, 4)))),
-    lambda frame: replace(frame, pose=Pose(frame.id, 0, np.full((4, 4), np.nan))),
-    lambda frame: replace(frame, pose=Pose(frame.id, 0, rigid(np.eye(3), np.full(3, 1e12)))),
-], ids=['nan', 'inf', 'unsure', 'far', 'no pixels', 'singular pose', 'nan pose', 'pose out of range'])
-def test_bad_keyframes_add_nothing(spoil):
+], ids=['nan', 'inf', 'unsure', 'no pixels'])
+def test_keyframes_without_a_point_add_nothing(spoil):
     mesher = BlockMesher(VOXEL)
     mesher.integrate(spoil(room_keyframes(1)[0]))
     assert mesher.counters['blocks'] == 0 and mesher.update() is None
+    assert mesher.counters['far_points'] == 0
 
 
-def test_unusable_poses_and_far_points_are_counted():
+def test_points_a_kilometre_away_make_no_blocks_and_are_counted():
     frame, mesher = room_keyframes(1)[0], BlockMesher(VOXEL)
-    mesher.integrate(replace(frame, pose=Pose(frame.id, 0, np.zeros((4, 4)))))
     mesher.integrate(replace(frame, pointmap=frame.pointmap * 1000))
-    assert mesher.counters['rejected'] == 1 and mesher.counters['far_points'] == WIDTH * HEIGHT
+    assert mesher.counters['blocks'] == 0 and mesher.update() is None
+    assert mesher.counters['far_points'] == WIDTH * HEIGHT
+
+
+@pytest.mark.parametrize('T_map_camera', [
+    np.zeros((4, 4)), np.full((4, 4), np.nan), np.diag([2.0, 2, 2, 1]), np.diag([1.0, 1, -1, 1]),
+    rigid(np.eye(3), np.full(3, np.nan)), rigid(np.eye(3), np.full(3, 1e12)),
+], ids=['singular', 'nan', 'scaled', 'mirrored', 'nowhere', 'out of the lattice'])
+def test_keyframes_with_an_unusable_pose_are_rejected(T_map_camera):
+    frame, mesher = room_keyframes(1)[0], BlockMesher(VOXEL)
+    mesher.integrate(replace(frame, pose=Pose(frame.id, 0, T_map_camera)))
+    assert mesher.counters['rejected'] == 1 and mesher.counters['blocks'] == 0 and mesher.update() is None
+    mesher.integrate(frame)
+    assert mesher.counters['blocks'] > 0
+
+
+@pytest.mark.parametrize('spoilt', [{'fx': -95.0}, {'fy': 0.0}, {'fx': np.inf}, {'cx': np.nan}], ids=str)
+def test_keyframes_with_an_unusable_lens_are_rejected(spoilt):
+    frame, mesher = room_keyframes(1)[0], BlockMesher(VOXEL)
+    mesher.integrate(replace(frame, intrinsics=frame.intrinsics._replace(**spoilt)))
+    assert mesher.counters['rejected'] == 1 and mesher.counters['blocks'] == 0 and mesher.update() is None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from slam3r_ros.files import write_whole
 from slam3r_ros.mapping.frames import from_quaternion, rigid, to_quaternion
 from slam3r_ros.values import Pose
 
@@ -30,13 +31,7 @@ def write_tum(path: str | os.PathLike, poses: Iterable[Pose]) -> None:
         seconds, nanoseconds = divmod(pose.stamp, NANOSECONDS)
         numbers = ' '.join(f'{value:.9f}' for value in (*position, *quaternion))
         lines.append(f'{seconds}.{nanoseconds:09d} {numbers}')
-    path = Path(path)
-    unfinished = path.with_name(path.name + '.part')
-    try:
-        unfinished.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, ('\n'.join(lines) + '\n').encode())
 
 
 def read_tum(path: str | os.PathLike) -> list[Pose]:

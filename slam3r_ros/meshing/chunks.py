@@ -7,22 +7,24 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slam3r_ros.meshing.mesher import join
 from slam3r_ros.values import MeshBlock, MeshUpdate
 
 Index = tuple[int, int, int]
 
 
 class ChunkChange(NamedTuple):
-    """A chunk to be shown anew or, when it has no vertices, to be deleted."""
+    """A chunk to be shown anew or, when it has no triangles, to be deleted."""
 
     id: int  # of the marker
-    vertices: np.ndarray  # (3M, 3) float32, map: the corners of M triangles
-    colors: np.ndarray  # (3M, 3) uint8 RGB
+    vertices: np.ndarray  # (N, 3) float32, map
+    colors: np.ndarray  # (N, 3) uint8 RGB
+    triangles: np.ndarray  # (M, 3) uint32, into vertices
 
     @property
     def delete(self) -> bool:
         """The chunk has become empty: an empty triangle list is an error in RViz."""
-        return not len(self.vertices)
+        return not len(self.triangles)
 
 
 class DisplayChunks:
@@ -85,11 +87,7 @@ class DisplayChunks:
         self._ids = {chunk: id for chunk, id in self._ids.items() if chunk in self._chunks}
         free = iter(sorted(set(range(self.max_chunks)) - set(self._ids.values())))
         self._ids |= {chunk: next(free) for chunk in sorted(self._chunks.keys() - self._ids.keys())}
-        nothing = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)
-        return [ChunkChange(id, *nothing) for id in sorted(before - set(self._ids.values()))]
+        return [ChunkChange(id, *join(())) for id in sorted(before - set(self._ids.values()))]
 
     def _show(self, chunk: Index) -> ChunkChange:
-        blocks = self._chunks[chunk].values()
-        return ChunkChange(self._ids[chunk],
-                           np.concatenate([block.vertices[block.triangles.reshape(-1)] for block in blocks]),
-                           np.concatenate([block.colors[block.triangles.reshape(-1)] for block in blocks]))
+        return ChunkChange(self._ids[chunk], *join(self._chunks[chunk].values()))

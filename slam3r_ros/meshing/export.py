@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write meshes and clouds to files, whole or not at all."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import trimesh
 
+from slam3r_ros.files import write_whole
 from slam3r_ros.meshing.cleaning import remove_small_components, weld
 
 
@@ -40,11 +40,11 @@ def write_mesh(path: str | Path, vertices: np.ndarray, colors: np.ndarray, trian
         raise ExportError(f'{path}: the mesh is empty, nothing was written; map something first')
     mesh = trimesh.Trimesh(vertices, triangles, vertex_colors=colors, process=False)
     if path.suffix.lower() == '.ply':
-        write_whole(path, mesh.export(file_type='ply', vertex_normal=False))
+        write_file(path, mesh.export(file_type='ply', vertex_normal=False))
         return
     mesh.vertices = mesh.vertices[:, [1, 2, 0]]
     mesh.visual.vertex_colors[:, :3] = _to_linear(colors)
-    write_whole(path, mesh.export(file_type='glb', include_normals=True))
+    write_file(path, mesh.export(file_type='glb', include_normals=True))
 
 
 def write_cloud(path: str | Path, points: np.ndarray, colors: np.ndarray) -> None:
@@ -61,7 +61,7 @@ def write_cloud(path: str | Path, points: np.ndarray, colors: np.ndarray) -> Non
     path = _checked(path, ('.ply',))
     if not len(points):
         raise ExportError(f'{path}: the cloud is empty, nothing was written; map something first')
-    write_whole(path, trimesh.PointCloud(points, colors).export(file_type='ply'))
+    write_file(path, trimesh.PointCloud(points, colors).export(file_type='ply'))
 
 
 def _checked(path: str | Path, suffixes: tuple[str, ...]) -> Path:
@@ -73,19 +73,14 @@ def _checked(path: str | Path, suffixes: tuple[str, ...]) -> Path:
     return path
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or, when that fails, leave what was there.
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file in one step, whatever is written.
 
     Raises:
-        ExportError: the file cannot be written.
+        ExportError: it cannot be written; then what was there stays.
     """
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, data)
     except OSError as error:
         raise ExportError(f'{path}: cannot be written: {error.strerror}; choose another folder') from error
 

@@ -13,6 +13,8 @@ VOXELS = EDGE**3
 BITS = 21
 OFFSET = 1 << (BITS - 1)  # makes indices positive: -OFFSET <= index < OFFSET
 _MASK = (1 << BITS) - 1
+# Corner c of a cell, or neighbour c of a block, lies at the bits of c: x = c & 1, y = c >> 1 & 1, z = c >> 2.
+CORNERS = np.array([[c & 1, c >> 1 & 1, c >> 2] for c in range(8)])
 
 
 def pack(indices: np.ndarray) -> np.ndarray:
@@ -30,3 +32,6 @@ def unpack(keys: np.ndarray) -> np.ndarray:
 def step(x: int, y: int, z: int) -> int:
     """Return what to add to a key to go that many blocks along each axis."""
     return (x << 2 * BITS) + (y << BITS) + z
+
+
+NEIGHBOURS = np.array([step(*corner) for corner in CORNERS.tolist()])  # a block and its seven on the positive side

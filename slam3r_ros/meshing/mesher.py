@@ -2,26 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keyframes in, changed pieces of the mesh out."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import cache
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 
-from slam3r_ros.meshing.lattice import EDGE, OFFSET, step, unpack
-from slam3r_ros.meshing.marching_cubes import CORNERS, extract
-from slam3r_ros.meshing.tsdf import BLOCK_BYTES, WEIGHT_STEPS, BlockVolume, View, view_of
+from slam3r_ros.meshing.backend import choose
+from slam3r_ros.meshing.lattice import EDGE, NEIGHBOURS, OFFSET, unpack
+from slam3r_ros.meshing.marching_cubes import extract
+from slam3r_ros.meshing.tsdf import BLOCK_BYTES, FEWEST_BLOCKS, WEIGHT_STEPS, BlockVolume, View, view_of
 from slam3r_ros.values import Intrinsics, Keyframe, MeshBlock, MeshUpdate
 
-FEWEST_BLOCKS = 64  # any memory cap allows these
-_NEIGHBOURS = [step(*corner) for corner in CORNERS.tolist()]  # of the lowest corner, itself first
+# What the memory cap has room for, per block beside its voxels.
+SURFACE_BYTES = 4096  # rather more than a block has on average: half of them hold no surface
+RING_BYTES = 2048
+BOOK_BYTES = 512  # where it lives, and when it was born
+_WORK_BYTES = 8e6  # between the steps of an update, and what the C library cannot give back
+_OBJECT_BYTES = 800  # a surface's Python objects
 
 
 class _Entry(NamedTuple):
     """A keyframe that is in the volume."""
 
     view: View
+    revision: int
     entered: int  # the volume's clock
 
 
@@ -31,37 +37,47 @@ class BlockMesher:
     What an update costs depends on what changed, not on how large the map is.  To be used by one thread at a time.
 
     Attributes:
+        device: where it computes, 'cpu' or 'cuda' ('numpy' if that was asked for).
         map_id: of the map being built.
         sequence: of the last update handed out; 0 before the first.
         duplicates: keyframes ignored because they came at that or a later revision before.
-        late: revisions ignored because their keyframe had left the ring.
-        rejected: keyframes ignored because their pose was no rigid transform, or far out of the lattice.
+        late: keyframes ignored because their place in the ring, or that of their earlier self, has gone to newer ones.
+        rejected: keyframes ignored because their pose is no rigid transform, or far out of the lattice, or because
+            their focal length is not positive.
         far_points: points ignored because a pixel spans too many voxels there.
     """
 
     def __init__(self, voxel_size: float = 0.02, truncation_voxels: float = 4.0, max_blocks: int | None = None,
-                 min_weight: float = 0.0, ring: int = 300) -> None:
+                 min_weight: float = 0.0, ring: int = 300, device: str = 'auto') -> None:
         """Make an empty mesher.
 
         Args:
             voxel_size: map units; 0.02 suits a unit of the scene's median depth.
             truncation_voxels: half the width of the band that is fused about a surface.
-            max_blocks: of 8 x 8 x 8 voxels each; None means 65536, 640 MiB.  `blocks_within` turns megabytes into it.
+            max_blocks: of 8 x 8 x 8 voxels each; None means 65536, 1.1 GB.  `blocks_within` turns megabytes into it.
             min_weight: what a voxel must reach to be meshed, in views of confidence 1 from nearby.
-            ring: how many of the newest keyframes can still be revised; 0.3 MB each at 224 x 168.
+            ring: how many of the newest keyframes can still be revised, as far as memory allows: 0.3 MB each at
+                224 x 168.
+            device: 'cpu', 'cuda', 'auto' for the GPU where CuPy finds one, or 'numpy', the slow oracle.
+
+        Raises:
+            DeviceError: the device is not here.
         """
-        _compile()
+        self.device = choose(device)
+        _compile(self.device)
         self.voxel_size = float(voxel_size)
         self.min_weight = min_weight
         self.ring = ring
-        self.volume = BlockVolume(self.voxel_size, truncation_voxels, 65536 if max_blocks is None else max_blocks)
+        self.volume = BlockVolume(self.voxel_size, truncation_voxels, 65536 if max_blocks is None else max_blocks,
+                                  device=self.device)
         self.sequence = 0
         self._forget(0)
 
     @staticmethod
     def blocks_within(megabytes: float) -> int:
-        """Return how many blocks fit into so much memory."""
-        return max(int(megabytes * 1e6 / BLOCK_BYTES), FEWEST_BLOCKS)
+        """Return how many blocks fit into so much memory with their surfaces and the ring of keyframes."""
+        block = BLOCK_BYTES + SURFACE_BYTES + RING_BYTES + BOOK_BYTES
+        return max(int((megabytes * 1e6 - _WORK_BYTES) / block), FEWEST_BLOCKS)
 
     @property
     def block_size(self) -> float:
@@ -69,13 +85,19 @@ class BlockMesher:
         return EDGE * self.voxel_size
 
     @property
+    def memory(self) -> int:
+        """Bytes that blocks, surfaces and the ring take; never more than `max_blocks` allows for."""
+        return len(self.volume.slots) * (BLOCK_BYTES + BOOK_BYTES) + self._surface_bytes + self._ring_bytes
+
+    @property
     def counters(self) -> dict[str, int]:
         """What there is and what was left out."""
-        surfaces = self._surfaces.values()
         return {
             'blocks': len(self.volume.slots),
-            'vertices': sum(len(block.vertices) for block in surfaces),
-            'triangles': sum(len(block.triangles) for block in surfaces),
+            'vertices': self._vertices,
+            'triangles': self._triangles,
+            'keyframes': len(self._entries),
+            'memory_bytes': self.memory,
             'dropped': self.volume.dropped,
             'duplicates': self.duplicates,
             'late': self.late,
@@ -92,9 +114,11 @@ class BlockMesher:
         self.map_id = map_id
         self.duplicates = self.late = self.rejected = self.far_points = 0
         self._stamp = 0
-        self._revisions: dict[int, int] = {}  # of every keyframe that was ever fused
-        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._entries: dict[int, _Entry] = {}  # the ring
+        self._ring_bytes = 0
+        self._left = -1  # the newest keyframe that is no longer in the ring
         self._surfaces: dict[int, MeshBlock] = {}
+        self._vertices = self._triangles = self._surface_bytes = 0
         self._changed: set[int] = set()  # keys of surfaces to be told
         self._full_due = self.sequence > 0
 
@@ -107,24 +131,31 @@ class BlockMesher:
             return
         if keyframe.map_id != self.map_id:
             self.reset(keyframe.map_id)
-        if not self._is_usable(keyframe.pose.T_map_camera):
+        if not self._is_usable(keyframe):
             self.rejected += 1
             return
-        if keyframe.revision <= self._revisions.get(keyframe.id, -1):
-            self.duplicates += 1
+        if keyframe.id <= self._left and keyframe.id not in self._entries:
+            self.late += 1
             return
-        if keyframe.id in self._revisions and keyframe.id not in self._entries:
-            self.late += 1  # its earlier self can no longer be taken out
-            return
-        if keyframe.id in self._entries:
-            self.volume.remove(*self._entries.pop(keyframe.id))
-        view, far_points = view_of(keyframe, self.voxel_size)
+        earlier = self._entries.get(keyframe.id)
+        if earlier is not None:
+            if keyframe.revision <= earlier.revision:
+                self.duplicates += 1
+                return
+            self._leave(keyframe.id)
+            self.volume.remove(earlier.view, earlier.entered)
+        view, far_points = view_of(keyframe, self.voxel_size, self.volume.kernels)
         self.far_points += far_points
-        self._entries[keyframe.id] = _Entry(view, self.volume.add(view))
-        self._revisions[keyframe.id] = keyframe.revision
+        self._entries[keyframe.id] = _Entry(view, keyframe.revision, self.volume.add(view))
+        self._ring_bytes += view.memory
         self._stamp = max(self._stamp, keyframe.pose.stamp)
-        if len(self._entries) > self.ring:
-            self._entries.popitem(last=False)
+        while len(self._entries) > self.ring or self._ring_bytes > RING_BYTES * self.volume.max_blocks:
+            oldest = min(self._entries)
+            self._leave(oldest)
+            self._left = max(self._left, oldest)
+
+    def _leave(self, id: int) -> None:
+        self._ring_bytes -= self._entries.pop(id).view.memory
 
     def update(self, full: bool = False) -> MeshUpdate | None:
         """Bring the mesh up to date and return what changed since the update before.
@@ -161,38 +192,59 @@ class BlockMesher:
         self._remesh()
         return join(self._surfaces.values())
 
-    def _is_usable(self, T_map_camera: np.ndarray) -> bool:
-        rotation, translation = T_map_camera[:3, :3], T_map_camera[:3, 3]
-        return bool(np.isfinite(T_map_camera).all() and np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3)
-                    and np.abs(translation).max() < OFFSET / 2 * self.block_size)
+    def _is_usable(self, keyframe: Keyframe) -> bool:
+        """Return whether pose and lens make sense; comparisons are so written that NaN does not."""
+        rotation, translation = keyframe.pose.T_map_camera[:3, :3], keyframe.pose.T_map_camera[:3, 3]
+        return bool(np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 and np.linalg.det(rotation) > 0
+                    and np.abs(translation).max() < OFFSET / 2 * self.block_size
+                    and np.isfinite(keyframe.intrinsics).all() and min(keyframe.intrinsics[:2]) > 0)
 
     def _remesh(self) -> None:
+        self._extract()
+        while self._surface_bytes > SURFACE_BYTES * self.volume.max_blocks:
+            self.volume.drop(max(len(self.volume.slots) // 50, 1))
+            self._extract()
+
+    def _extract(self) -> None:
+        """Extract the blocks that are dirty once more."""
         slots = self.volume.slots
-        stale = sorted({key - neighbour for key in self.volume.dirty for neighbour in _NEIGHBOURS})
+        stale = sorted(self.volume.dirty)
         self.volume.dirty.clear()
-        alive = [key for key in stale if key in slots]
-        surfaces = extract(
-            self.volume.sums,
-            np.array([[slots.get(key + neighbour, -1) for neighbour in _NEIGHBOURS] for key in alive]).reshape(-1, 8),
-            unpack(alive), self.voxel_size, round(self.min_weight * WEIGHT_STEPS))
+        alive = np.array([key for key in stale if key in slots], np.int64)
+        around = (alive[:, None] + NEIGHBOURS).ravel().tolist()
+        places = np.fromiter(map(slots.get, around, repeat(-1)), np.int64, len(around)).reshape(-1, 8)
+        indices = unpack(alive)
+        surfaces = extract(self.volume.kernels, self.volume.sums, places, indices, self.voxel_size,
+                           round(self.min_weight * WEIGHT_STEPS))
         fresh = {key: MeshBlock(tuple(index), *surface)
-                 for key, index, surface in zip(alive, unpack(alive).tolist(), surfaces, strict=True)
+                 for key, index, surface in zip(alive.tolist(), indices.tolist(), surfaces, strict=True)
                  if len(surface[2])}
         for key in stale:
-            old, new = self._surfaces.pop(key, None), fresh.get(key)
-            if new is not None:
-                self._surfaces[key] = new
+            old, new = self._surfaces.get(key), fresh.get(key)
             if not _same(old, new):
                 self._changed.add(key)
+                self._replace(key, old, new)
+
+    def _replace(self, key: int, old: MeshBlock | None, new: MeshBlock | None) -> None:
+        if new is None:
+            del self._surfaces[key]
+        else:
+            self._surfaces[key] = new
+        for block, sign in ((old, -1), (new, 1)):
+            if block is not None:
+                self._vertices += sign * len(block.vertices)
+                self._triangles += sign * len(block.triangles)
+                self._surface_bytes += sign * (_OBJECT_BYTES + sum(array.nbytes for array in block[1:]))
 
 
 @cache
-def _compile() -> None:
+def _compile(device: str) -> None:
     """Compile the kernels, or load them, before the first keyframe has to wait for them."""
-    volume = BlockVolume(1.0, max_blocks=FEWEST_BLOCKS)
-    volume.add(View(np.ones((1, 1), np.float32), np.ones((1, 1), np.uint8), np.zeros((1, 1, 3), np.uint8),
+    volume = BlockVolume(1.0, max_blocks=FEWEST_BLOCKS, device=device)
+    xp = volume.kernels.xp
+    volume.add(View(xp.ones((1, 1), np.float32), xp.ones((1, 1), np.uint8), xp.zeros((1, 1, 3), np.uint8),
                     Intrinsics(1.0, 1.0, 0.0, 0.0), np.eye(4)))
-    extract(volume.sums, np.zeros((1, 8), np.int64), np.zeros((1, 3), np.int64), 1.0)
+    list(extract(volume.kernels, volume.sums, np.zeros((1, 8), np.int64), np.zeros((1, 3), np.int64), 1.0))
 
 
 def join(blocks: Iterable[MeshBlock]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -213,4 +265,4 @@ def _empty(key: int) -> MeshBlock:
 def _same(a: MeshBlock | None, b: MeshBlock | None) -> bool:
     if a is None or b is None:
         return a is b
-    return all(x.tobytes() == y.tobytes() for x, y in zip(a[1:], b[1:], strict=True))
+    return all(len(x) == len(y) and x.tobytes() == y.tobytes() for x, y in zip(a[1:], b[1:], strict=True))

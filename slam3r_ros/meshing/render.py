@@ -12,7 +12,8 @@ from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from slam3r_ros.mapping.frames import rigid, transform
 from slam3r_ros.meshing.cleaning import weld
-from slam3r_ros.meshing.export import write_whole
+from slam3r_ros.meshing.export import write_file
+from slam3r_ros.meshing.normals import face_normals, vertex_normals
 
 WIDTH = 1600  # pixels
 HEIGHTS = 720, 960  # at least and at most
@@ -95,7 +96,7 @@ def render_overview(path: str | Path, vertices: np.ndarray, colors: np.ndarray, 
         panels.append(image)
     picture = cv2.resize(np.concatenate(panels, axis=1), size, interpolation=cv2.INTER_AREA)
     png = cv2.imencode('.png', np.clip(picture[..., ::-1], 0, 255).astype(np.uint8))[1]
-    write_whole(Path(path), png.tobytes())
+    write_file(Path(path), png.tobytes())
 
 
 def _main_points(vertices: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -116,13 +117,8 @@ def _best_direction(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
                            np.full(24, np.sin(ELEVATION))), axis=-1)  # (24, 3)
     if not len(triangles):
         return candidates[0]
-    normals = _normals(vertices, triangles)  # as long as twice the area
+    normals = face_normals(vertices, triangles)  # as long as twice the area
     return candidates[np.argmax([np.maximum(normals @ direction, 0).sum() for direction in candidates])]
-
-
-def _normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    a, b, c = (vertices[triangles[:, i]] for i in range(3))
-    return np.cross(b - a, c - a)
 
 
 def _look(points: np.ndarray, direction: np.ndarray, up: np.ndarray) -> np.ndarray:
@@ -156,9 +152,7 @@ def _cast(camera: _Camera, vertices: np.ndarray, colors: np.ndarray,
     image = np.tile(BACKGROUND, (camera.height * camera.width, 1))
     depth = np.full(len(image), np.inf)
     if len(triangles):
-        normals = _normals(vertices, triangles)
-        smooth = np.stack([np.bincount(triangles.ravel(), np.repeat(axis, 3), len(vertices)) for axis in normals.T],
-                          axis=-1).astype(np.float32)  # (N, 3), per vertex
+        normals, smooth = face_normals(vertices, triangles), vertex_normals(vertices, triangles)
         facing = np.einsum('ij,ij->i', normals, camera.eye - vertices[triangles[:, 0]]) > 0
         triangles, normals = triangles[facing], normals[facing]
     if len(triangles):
