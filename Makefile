@@ -32,11 +32,11 @@ $(READY): requirements.txt constraints.txt pyproject.toml setup.py CMakeLists.tx
 	@$(PYTHON) cmake/environment.py '$(ENVIRONMENT)'
 	@touch '$(READY)'
 
-# The demo does without torch, which is large.
+# The demo does without torch and Open3D, which are large.
 $(NETWORKS): $(READY) constraints.txt
-	@echo 'slam3r_ros: installing torch for the tests of the networks'
+	@echo 'slam3r_ros: installing torch and Open3D for the tests'
 	@$(RUN) python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  torch safetensors huggingface_hub pillow
+	  torch safetensors huggingface_hub pillow "open3d-cpu; platform_machine == 'x86_64'"
 	@touch '$(NETWORKS)'
 
 clean:

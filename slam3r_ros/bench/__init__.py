@@ -10,7 +10,16 @@ import argparse
 import importlib
 
 BENCHMARKS = {
+    'mesher': 'what a keyframe costs the mesher, in small and large maps, beside Open3D; memory; true geometry',
+    'draco': 'the bandwidth of the compressed mesh while a video is mapped',
+    'markers': 'what it takes to show RViz 40 000 triangles that have changed',
+    'container': 'what loading and unloading a node leaves behind',
     'graph': 'the ROS graph beside the same stages on plain threads and queues',
+    'transport': 'images and clouds by the bus beside plain rclpy over DDS',
+    'selection': 'the advised strides in corridors, rooms and fast motion, and the blurred frames caught',
+    'recovery': 'how soon the camera is found again after black frames, and how well it is tracked from then on',
+    'savings': 'one step of SLAM3R without and with its exact savings: operations, time and difference',
+    'fuzz': 'damaged H.264 streams and random WebSocket messages: crashes, hangs, exceptions',
 }
 
 
