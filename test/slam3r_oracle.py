@@ -44,18 +44,21 @@ def image(number: int) -> np.ndarray:
 class Oracle:
     """What both networks share; `confidence` is that of every point, `noise` relative to the distance."""
 
-    def __init__(self, noise: float = 0.0, confidence: float = 20.0) -> None:
-        self.noise, self.confidence = noise, confidence
-        self.dec_norm = SimpleNamespace(weight=torch.zeros(1))
+    def __init__(self, noise: float = 0.0, confidence: float = 20.0, device: str = 'cpu') -> None:
+        self.noise, self.confidence, self.device = noise, confidence, device
+        self.dec_norm = SimpleNamespace(weight=torch.zeros(1, device=device))
         self.random = np.random.default_rng(0)
 
     def maps(self, all_points: list[np.ndarray]) -> Maps:
         noisy = [points * (1 + self.noise * self.random.normal(size=(*points.shape[:2], 1))) for points in all_points]
-        stack = torch.from_numpy(np.stack(noisy)).float()[:, None]
-        return Maps(stack, torch.full(stack.shape[:-1], self.confidence))
+        stack = torch.from_numpy(np.stack(noisy)).float()[:, None].to(self.device)
+        return Maps(stack, torch.full(stack.shape[:-1], self.confidence, device=self.device))
 
 
 class OracleImage2Points(Oracle):
+    favourite = -1  # the reference of most confidence
+    stretch = 1.0  # of depth: a wrong one gives a wrong focal length
+
     def encode(self, images):
         values = ((images[:, :, 0, 0] / 2 + 0.5) * 255).round().int()
         return (values[:, 0] * 256 + values[:, 1])[:, None, None].float()  # (N, 1, 1): the number
@@ -63,7 +66,9 @@ class OracleImage2Points(Oracle):
     def __call__(self, reference, sources, height, width, wanted='both'):
         T = camera(int(reference))
         scale = self.random.uniform(0.3, 3)  # the unit of a window is arbitrary
-        own = self.maps([scale * points_seen(int(reference))])
+        own = self.maps([scale * points_seen(int(reference)) * (1, 1, self.stretch)])
+        if int(reference) == self.favourite:
+            own.confidence.mul_(2)
         if wanted == 'references':
             return own, None
         to_reference = [invert(T) @ camera(int(token)) for token in sources]
@@ -87,9 +92,9 @@ class OracleLocal2World(Oracle):
     def __call__(self, references, sources, reference_points, source_points, wanted='both'):
         truth, given = [], []
         for token, points in zip(references, reference_points):
-            valid = points[0].any(-1).numpy()
+            valid = points[0].any(-1).cpu().numpy()
             truth.append(transform(camera(int(token)), points_seen(int(token)))[valid][::37])
-            given.append(points[0].numpy()[valid][::37])
+            given.append(points[0].cpu().numpy()[valid][::37])
         truth, given = np.concatenate(truth), np.concatenate(given)
         if self.blind or len(given) < 3:
             return None, self.maps([self.random.normal(size=(SIDE, SIDE, 3)) for _ in sources])

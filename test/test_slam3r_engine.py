@@ -16,6 +16,7 @@ from slam3r_oracle import FOCAL, SIDE, OracleImage2Points, OracleLocal2World, ca
 from slam3r_ros.engines import create_engine
 from slam3r_ros.engines.protocol import EngineError
 from slam3r_ros.engines.slam3r.engine import Slam3rEngine
+from slam3r_ros.engines.slam3r.online import OnlinePipeline
 from slam3r_ros.engines.slam3r.settings import Settings
 from slam3r_ros.mapping.frames import T_MAP_OPTICAL, invert
 from slam3r_ros.values import Frame, Intrinsics, State
@@ -125,6 +126,45 @@ def test_the_stride_of_the_reconstruction_is_the_advice_of_the_first_frames():
     assert next(i for i, output in enumerate(outputs) if output.pose) == 4 * 5
 
 
+def test_the_stride_of_the_reconstruction_follows_the_advice(monkeypatch):
+    strides, distances = [], []  # frames back to those that help to reconstruct one
+    references_of = OnlinePipeline._references
+
+    def noted(pipeline, number):
+        references = references_of(pipeline, number)
+        strides.append(pipeline.stride)
+        distances.append({number - reference for reference in references})
+        return references
+
+    monkeypatch.setattr(OnlinePipeline, '_references', noted)
+    engine = make(stride=0, settings=Settings(buffer_size=20, scene_frames=4))
+    run(engine, [replace(f, stride=2 if f.id < 40 else 9 if f.id < 90 else 1) for f in frames(130)])
+    assert strides[0] == 2 and set(strides[-60:-40]) == {9} and set(strides[-20:]) == {1}
+    assert all(abs(b - a) <= 1 for a, b in pairwise(strides))  # so that farther neighbours come to be held
+    assert {2, 4, 6} <= distances[0] and {9, 18, 27} <= distances[-45] and {1, 2, 3} <= distances[-1]
+    assert [pose.id for pose in engine.trajectory()] == list(range(130))
+    unit = float(np.median([points_seen(i)[..., 2] for i in range(0, 9, 2)]))
+    assert pose_errors(engine.trajectory(), unit)[0] < 1e-2
+    assert len(engine._pipeline.scene.views) <= 20 + 4 + 3
+
+
+@pytest.mark.parametrize('stride', [1, 3, 15])
+def test_a_given_stride_is_kept(stride):
+    engine = make(stride=stride)
+    run(engine, [replace(f, stride=8) for f in frames(70)])
+    assert engine._pipeline.stride == stride
+
+
+@pytest.mark.parametrize('favourite', [0, 6, 12])
+def test_the_focal_length_is_known_from_the_first_pose_on(favourite):
+    """Whichever keyframe becomes the world, and the others have no local map."""
+    engine = make()
+    engine._networks[0].favourite = favourite
+    _, keyframes = run(engine, frames(20))
+    assert all(keyframe.intrinsics.fx == pytest.approx(FOCAL, rel=0.02) for keyframe in keyframes)
+    assert pose_errors(engine.trajectory(), UNIT)[0] < 1e-3
+
+
 @pytest.mark.parametrize('count', [2, 3, 7, 12])
 def test_a_short_stream_is_mapped_at_its_end(count):
     engine = make()
@@ -134,15 +174,20 @@ def test_a_short_stream_is_mapped_at_its_end(count):
     assert not engine.finish().keyframes
 
 
-def test_a_start_without_confidence_is_tried_again():
-    engine = make(confidence=1.2)
+@pytest.mark.parametrize('stride', [0, 1, 3])  # with 0 more frames are held than the first window takes
+def test_a_start_without_confidence_is_tried_again(stride):
+    engine = make(confidence=1.2, stride=stride)
+    engine._networks[0].stretch = 1.5
     _, keyframes = run(engine, frames(30))
     assert not keyframes and engine.state == State.INITIALIZING and not engine.trajectory()
     for network in engine._networks:
         network.confidence = 20.0
+    engine._networks[0].stretch = 1.0
     stream = [Frame(i, i, image(i)) for i in range(30, 60)]
     _, keyframes = run(engine, stream)
     assert keyframes and engine.state == State.TRACKING
+    # Nothing is left of what the first attempts believed.
+    assert keyframes[-1].intrinsics.fx == pytest.approx(FOCAL, rel=0.02)
 
 
 def test_lost_and_found():
@@ -173,12 +218,36 @@ def test_a_camera_of_another_shape_keeps_its_focal_length():
     assert engine._waiting[0].camera == KNOWN
 
 
-@pytest.mark.parametrize('picture', [
-    image(0)[..., 0], image(0)[..., :1], np.dstack([image(0), image(0)[..., 0]]), np.full((SIDE, SIDE, 3), np.nan),
-    np.zeros((3, 500, 3), np.uint8),
+RGB = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+
+
+@pytest.mark.parametrize('given, expected', [
+    (RGB, RGB),
+    (RGB[..., 0], RGB[..., [0, 0, 0]]),
+    (RGB[..., :1], RGB[..., [0, 0, 0]]),
+    (np.dstack([RGB, 255 - RGB[..., 0]]), RGB),
+    (RGB / 255, RGB),
+    (np.where(RGB < 100, np.nan, RGB / 255), np.where(RGB < 100, 0, RGB)),
+    (np.full((SIDE, SIDE), np.inf), np.zeros_like(RGB)),
 ])  # fmt: skip
-def test_odd_images_are_taken(picture):
-    assert make().process(Frame(0, 0, picture)).pose is None
+def test_odd_images_are_taken(given, expected):
+    engine = make()
+    assert engine.process(Frame(0, 0, given)).pose is None
+    np.testing.assert_array_equal(engine._waiting[0].image, expected)
+
+
+@pytest.mark.parametrize('shape', [(3, 500, 3), (500, 2, 3), (1, 1, 3), (480, 640, 3)])
+def test_images_of_any_size_are_cut_to_the_square(shape):
+    engine = make()
+    engine.process(Frame(0, 0, np.zeros(shape, np.uint8)))
+    assert engine._waiting[0].image.shape == (SIDE, SIDE, 3)
+
+
+def test_frames_may_change_their_size():
+    engine = make()
+    stream = [replace(f, image=np.kron(f.image, np.ones((2, 2, 1), np.uint8)) if f.id % 2 else f.image) for f in frames(20)]
+    run(engine, stream)
+    assert len(engine.trajectory()) == 20
 
 
 @pytest.mark.parametrize('picture', [np.zeros((0, 5, 3), np.uint8), np.zeros(7), np.zeros((5, 5, 2)), np.zeros((5, 5), int)])
@@ -192,6 +261,9 @@ def test_missing_weights_and_wrong_options_are_named(tmp_path):
         create_engine('slam3r', str(tmp_path))
     with pytest.raises(EngineError, match='precision'):
         make(precision='int8')
+    for device in ['gpu', *(['cuda'] if not torch.cuda.is_available() else [])]:
+        with pytest.raises(EngineError, match=f"no device '{device}'.*use 'cpu'"):
+            create_engine('slam3r', str(tmp_path), device=device)
 
 
 def test_a_buffer_with_bounded_memory():

@@ -2,9 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reconstruction engines, one folder each, behind one protocol."""
 
+import logging
 from typing import Any
 
 from slam3r_ros.engines.protocol import Engine, EngineError
+from slam3r_ros.engines.slam3r.weights import available
+
+log = logging.getLogger(__name__)
 
 NAMES = ('auto', 'geometric', 'slam3r')
 
@@ -13,9 +17,10 @@ def create_engine(name: str = 'auto', checkpoints: str = '', lossless: bool = Tr
     """Make an engine by its name.
 
     Args:
-        name: one of `NAMES`; `auto` takes `slam3r` where it can be had, else `geometric`.
+        name: one of `NAMES`; `auto` takes `slam3r` where its weights and packages are there, else `geometric`.
         checkpoints: folder of the networks' weights, for `slam3r`.
-        lossless: wait for depth that is computed beside the tracking; `slam3r` computes none there.
+        lossless: let `geometric` wait for the depth that it computes beside the tracking, rather than skip some.  For
+            `slam3r` both are the same: pose and depth are one computation, done before `process` returns.
         options: of the engine's constructor.
 
     Raises:
@@ -23,21 +28,16 @@ def create_engine(name: str = 'auto', checkpoints: str = '', lossless: bool = Tr
     """
     if name not in NAMES:
         raise EngineError(f'there is no engine {name!r}: use one of {", ".join(NAMES)}')
-    if name == 'slam3r' or (name == 'auto' and _slam3r_is_available(checkpoints)):
+    if name == 'slam3r' or (name == 'auto' and available(checkpoints)):
         try:
-            from slam3r_ros.engines.slam3r.engine import Slam3rEngine
+            from slam3r_ros.engines.slam3r.engine import Slam3rEngine  # imports torch: only when it is wanted
         except ImportError as error:
-            raise EngineError(f"engine 'slam3r' lacks a package ({error}): pip install slam3r_ros[slam3r]") from error
-        return Slam3rEngine(checkpoints, **options)
+            reason = f"engine 'slam3r' lacks a package ({error}): pip install slam3r_ros[slam3r]"
+            if name == 'slam3r':
+                raise EngineError(reason) from error
+            log.warning('%s; taking geometric', reason)
+        else:
+            return Slam3rEngine(checkpoints, **options)
     from slam3r_ros.engines.geometric.engine import GeometricEngine  # compiles: only when it is wanted
 
     return GeometricEngine(lossless=lossless, **options)
-
-
-def _slam3r_is_available(checkpoints: str) -> bool:
-    """Say whether the networks' packages and weights are there."""
-    try:
-        from slam3r_ros.engines.slam3r.checkpoints import available
-    except ImportError:
-        return False
-    return available(checkpoints)

@@ -49,9 +49,7 @@ def estimate_focal(
     Raises:
         PoseError: no point lies before the camera.
     """
-    pixels = pixel_grid(*points.shape[:2]) - principal  # (H, W, 2)
-    with np.errstate(divide='ignore', invalid='ignore'):
-        rays = points[..., :2].astype(float) / points[..., 2:]  # (H, W, 2)
+    pixels, rays = _pixels_and_rays(points, principal)
     rays[~np.isfinite(rays)] = 0
     weights = np.ones(points.shape[:2]) if weights is None else weights
     along, square = (pixels * rays).sum(-1), np.square(rays).sum(-1)
@@ -63,6 +61,28 @@ def estimate_focal(
         focal = float((scale * along).sum() / total)
         scale = weights / np.maximum(np.linalg.norm(pixels - focal * rays, axis=-1), 1e-8)
     return focal
+
+
+def median_focal(points: np.ndarray, principal: tuple[float, float]) -> float:
+    """Take the median of the focal lengths that every pixel's row and column ask for, the official tool's other way.
+
+    Robust without weights, but coarse on maps whose depth is poor near the axes; see `estimate_focal` for the arguments.
+
+    Raises:
+        PoseError: no point lies before the camera.
+    """
+    pixels, rays = _pixels_and_rays(points, principal)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        asked = pixels / rays
+    if np.isnan(asked).all():
+        raise PoseError('no point of the map lies before the camera')
+    return float(np.nanquantile(asked, 0.5, method='lower'))  # as torch.nanmedian
+
+
+def _pixels_and_rays(points: np.ndarray, principal: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels from the principal point, and x/z and y/z of their points, (H, W, 2) each."""
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return pixel_grid(*points.shape[:2]) - principal, points[..., :2].astype(float) / points[..., 2:]
 
 
 def estimate_pose(
@@ -93,7 +113,8 @@ def estimate_pose(
     values = confidence.ravel()[places]
     places = places[values >= np.median(values)]
     places = places[:: -(-len(places) // MAX_POINTS)]
-    points, pixels, weights = world.reshape(-1, 3)[places].astype(float), pixels.reshape(-1, 2)[places], confidence.ravel()[places]
+    points, pixels = world.reshape(-1, 3)[places].astype(float), pixels.reshape(-1, 2)[places]
+    weights = confidence.ravel()[places]
 
     guesses = [_solve_pnp(points, pixels, camera)]
     if local is not None:
@@ -101,12 +122,15 @@ def estimate_pose(
     guesses = [guess for guess in guesses if guess is not None]
     if not guesses:
         raise PoseError('no camera explains the pointmap')
-    best = min(guesses, key=lambda guess: np.median(_errors(guess, points, pixels, camera)))
-    refined = _refine(best, points, pixels, weights, camera)
-    if np.median(_errors(refined, points, pixels, camera)) > np.median(_errors(best, points, pixels, camera)):
-        refined = best
-    errors = _errors(refined, points, pixels, camera)
-    return CameraPose(invert(refined), float((errors <= REPROJECTION).mean()), float(np.median(errors)))
+
+    def cost(T_camera_world: np.ndarray) -> float:  # as MSAC (Torr and Zisserman 2000): outliers weigh alike
+        errors = np.minimum(_errors(T_camera_world, points, pixels, camera), 2 * REPROJECTION)
+        return np.average(np.square(errors), weights=weights)
+
+    best = min(guesses, key=cost)
+    best = min(best, _refine(best, points, pixels, weights, camera), key=cost)
+    errors = _errors(best, points, pixels, camera)
+    return CameraPose(invert(best), float((errors <= REPROJECTION).mean()), float(np.median(errors)))
 
 
 def _solve_pnp(points: np.ndarray, pixels: np.ndarray, camera: Intrinsics) -> np.ndarray | None:

@@ -22,6 +22,11 @@ class Similarity(NamedTuple):
         """Move points (..., 3)."""
         return self.scale * points @ self.rotation.T + self.translation
 
+    def inverse(self) -> 'Similarity':
+        """Return the map back."""
+        rotation = self.rotation.T
+        return Similarity(1 / self.scale, rotation, -rotation @ self.translation / self.scale)
+
 
 def similarity(source: np.ndarray, target: np.ndarray, with_scale: bool = True) -> Similarity:
     """Fit the least-squares similarity that takes `source` to `target` (Umeyama, PAMI 1991).

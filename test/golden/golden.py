@@ -3,14 +3,18 @@
 """Vectors made by the official networks and pipelines.
 
 They are read from `SLAM3R_GOLDEN_DIR`, else from `../shared/golden`, else from the subset in `test/data/golden`.
+Nothing here or in the tests knows the sizes of a set: they are in its manifest, its names and its shapes.  Tests whose
+file a set lacks are skipped.
 """
 
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBSET = ROOT / 'test/data/golden'
@@ -20,31 +24,54 @@ if not os.environ.get('SLAM3R_GOLDEN_DIR') and not (GOLDEN / 'manifest.json').ex
 
 
 def read_json(name: str) -> dict:
+    """Read a file of the set; skip the test, or the module, that asks for one that is not there."""
+    if not (GOLDEN / name).exists():
+        pytest.skip(f'{name} is not in this set', allow_module_level=True)
     return json.loads((GOLDEN / name).read_text())
 
 
 class Vectors:
-    """The arrays of one file; a name may stand in a folder."""
+    """The arrays of one file; a name may stand in a folder.
+
+    A file that is not there has no cases, and skips the test that asks for its arrays.
+    """
 
     def __init__(self, name: str) -> None:
-        self._arrays = np.load(GOLDEN / name)
+        self.name = name
+        self._arrays = dict(np.load(GOLDEN / name)) if (GOLDEN / name).exists() else None
+
+    def _present(self) -> dict[str, np.ndarray]:
+        if self._arrays is None:
+            pytest.skip(f'{self.name} is not in this set')
+        return self._arrays
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return self._arrays[key]
-
-    def cases(self) -> list[str]:
-        return list(dict.fromkeys(key.split('/')[0] for key in self._arrays.files))
+        return self._present()[key]
 
     def __contains__(self, key: str) -> bool:
-        return key in self._arrays.files
+        return key in (self._arrays or ())
+
+    def cases(self) -> list[str]:
+        return list(dict.fromkeys(key.split('/')[0] for key in self._arrays or ()))
+
+    def find(self, pattern: str) -> re.Match:
+        """Return the one name that matches, for names that tell a number."""
+        (found,) = filter(None, (re.fullmatch(pattern, name) for name in self._present()))
+        return found
 
 
-MANIFEST = read_json('manifest.json')
+MANIFEST = json.loads((GOLDEN / 'manifest.json').read_text())
 
 
 def limit(kind: str) -> float:
     """Return the tolerance that the manifest states in words, as in 'max rel <= 2e-5'."""
-    return float(MANIFEST['tolerances'][kind].rsplit('<=')[-1])
+    return float(re.search(r'<=\s*([-+.\deE]+)', MANIFEST['tolerances'][kind])[1])
+
+
+def thinned(maps: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """Take every n-th row and column of maps (V, B, H, W, ...), as many as were stored."""
+    step = round(maps.shape[2] / stored.shape[2])
+    return maps[:, :, ::step, ::step]
 
 
 def point_error(found: np.ndarray, expected: np.ndarray) -> float:

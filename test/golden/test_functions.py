@@ -15,11 +15,12 @@ def test_preprocessing_is_exact(case, torch):
     from slam3r_ros.engines.slam3r.preprocess import square, to_tensor
 
     image = PREPROCESS[f'{case}/rgb']
-    online, _ = square(image)
-    offline, _ = square(image, upscale_bicubic=True)
+    side = len(PREPROCESS[f'{case}/online_u8'])
+    online, _ = square(image, side)
+    offline, _ = square(image, side, upscale_bicubic=True)
     np.testing.assert_array_equal(online, PREPROCESS[f'{case}/online_u8'])
     np.testing.assert_array_equal(offline, PREPROCESS[f'{case}/offline_u8'])
-    if f'{case}/offline_float_row100' in PREPROCESS:
+    if f'{case}/offline_float_row100' in PREPROCESS:  # (3, W)
         np.testing.assert_array_equal(to_tensor(offline)[:, 100].numpy(), PREPROCESS[f'{case}/offline_float_row100'])
 
 
@@ -47,13 +48,13 @@ def test_scene_buffer(case, torch):
     rng = np.random.RandomState(facts['seed'])
     frames = list(range(0, initial * stride, stride))
     buffer = SceneBuffer(
-        frames, initial * stride + 1, stride, facts['size'], facts['strategy'], facts['update_buffer_intv'], rng
+        frames, initial * stride + 1, facts['size'], facts['strategy'], facts['update_buffer_intv'], rng
     )
     quality = relative(FUNCTIONS[f'buf/{case}/recon_conf']) * relative(FUNCTIONS[f'buf/{case}/local_conf'])
     trace = []
     for frame in range((initial - 1) * stride + 1, facts['n']):
         before = buffer.milestone
-        buffer.update(frame + 1, quality.__getitem__)
+        buffer.update(frame + 1, stride, quality.__getitem__)
         if buffer.milestone != before:
             trace.append([frame, buffer.milestone, buffer.candidates, *buffer.frames])
     expected = [[int(x) for x in row if x >= 0] for row in FUNCTIONS[f'buf/{case}/trace']]
@@ -68,21 +69,28 @@ def test_choice_of_candidates(torch, within):
         torch.from_numpy(RETRIEVAL[f'sel/{name}']) for name in ('corr_scores', 'align_confs', 'culmu_count')
     )
     for name, extra in (('top5', {}), ('top5_align', {'confidence': confidence}), ('top5_culmu', {'used': used})):
-        assert best_candidates(scores, 5, **extra)[0] == RETRIEVAL[f'sel/{name}'].tolist()
+        expected = RETRIEVAL[f'sel/{name}'].tolist()
+        assert best_candidates(scores, len(expected), **extra)[0] == expected
     for case in RETRIEVAL.cases():
         if f'{case}/scores' in RETRIEVAL:
-            chosen, values = best_candidates(torch.from_numpy(RETRIEVAL[f'{case}/scores']), 3)
-            assert chosen == RETRIEVAL[f'{case}/sel_top3'].tolist()
+            expected = RETRIEVAL[f'{case}/sel_top3'].tolist()
+            chosen, values = best_candidates(torch.from_numpy(RETRIEVAL[f'{case}/scores']), len(expected))
+            assert chosen == expected
             within(case, relative_error(values, RETRIEVAL[f'{case}/norm_score']), 1e-6)
 
 
-def test_focal(within):
-    from slam3r_ros.mapping.pointmap_pose import estimate_focal
+def local_points():
+    return FUNCTIONS[FUNCTIONS.find(r'cam/pts_local_strided\d+')[0]]
 
-    points = FUNCTIONS['cam/pts_local_strided4']
-    height, width = points.shape[:2]
-    found = np.array(estimate_focal(points, (width / 2, height / 2)))
-    within('focal', relative_error(found, FUNCTIONS['cam/focal_weiszfeld_strided_pp28']), 1e-5)
+
+def test_focal(within):
+    from slam3r_ros.mapping.pointmap_pose import estimate_focal, median_focal
+
+    points = local_points()
+    for kind, estimate in (('weiszfeld', estimate_focal), ('median', median_focal)):
+        name = FUNCTIONS.find(rf'cam/focal_{kind}_strided_pp(\d+)')
+        middle = float(name[1])
+        within(kind, relative_error(np.array(estimate(points, (middle, middle))), FUNCTIONS[name[0]]), 1e-5)
 
 
 @pytest.mark.parametrize('with_local', [False, True])
@@ -92,7 +100,7 @@ def test_pose(with_local, within):
 
     K, world = FUNCTIONS['cam/K_strided'], FUNCTIONS['cam/pts_world_strided']
     camera = Intrinsics(K[0, 0], K[1, 1], K[0, 2], K[1, 2])
-    local = FUNCTIONS['cam/pts_local_strided4'] if with_local else None
+    local = local_points() if with_local else None
     found = estimate_pose(world, np.ones(world.shape[:2]), camera, local)
     truth, official = FUNCTIONS['cam/c2w_gt'], FUNCTIONS['cam/c2w_pnp_strided']
     within('truth', np.abs(found.T_world_camera - truth).max(), 1.01 * np.abs(official - truth).max())

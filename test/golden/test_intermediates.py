@@ -69,7 +69,7 @@ def test_rotary_code(name, positions, config, given, same):
 
 
 def test_decoder_levels(i2p, given, same, rotation):
-    """The window's second view is the reference, as the vectors' shapes tell no more than their values."""
+    """Which view is the reference only the values tell."""
     tokens = given('enc_norm')[:, None]  # (V, 1, S, E)
     reference = next(
         i for i in range(len(tokens)) if scaled_error(tokens[i].numpy(), VECTORS['i2p_dec_ref_level0']) < 1e-4
@@ -98,7 +98,8 @@ def test_decoder_norms(i2p, given, same, rotation):
 
 
 def test_head(i2p, given, within, torch):
-    points, confidence = i2p.downstream_head1(given('head_tokens_4x6'), 4, 6)
+    name = VECTORS.find(r'head_tokens_(\d+)x(\d+)')
+    points, confidence = i2p.downstream_head1(given(name[0]), int(name[1]), int(name[2]))
     within('points', point_error(points.numpy(), VECTORS['head1_pts3d']), limit('points'))
     within('confidence', relative_error(confidence.numpy(), VECTORS['head1_conf']), limit('conf'))
 

@@ -1,14 +1,12 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Finds, checks and loads the official weights; a file is taken whole or not at all."""
+"""Checks and loads the official weights; a file is taken whole or not at all."""
 
 import argparse
 import hashlib
 import logging
-import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,48 +17,11 @@ from torch import Tensor, nn
 
 from slam3r_ros.engines.slam3r.config import OFFICIAL, NetworkConfig
 from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World
+from slam3r_ros.engines.slam3r.weights import I2P, L2W, REMEDY, CheckpointError, Published
 
 log = logging.getLogger(__name__)
 
-VARIABLE = 'SLAM3R_CHECKPOINTS_DIR'
-LICENSE = 'CC BY-NC-SA 4.0'
-
-
-class CheckpointError(RuntimeError):
-    """Weights are missing or are not the official ones; says which file, what was expected and how to get it."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """An official file."""
-
-    network: type[nn.Module]
-    repository: str  # on huggingface.co
-    size: int  # bytes of model.safetensors
-    sha256: str  # of model.safetensors, as a third party reports it
-    own_key: str  # a weight that only this network has
-
-    @property
-    def name(self) -> str:
-        """The short name, also that of the folder it is kept in."""
-        return self.repository.split('/')[-1]
-
-
-I2P = Published(
-    Image2Points,
-    'siyan824/slam3r_i2p',
-    2_131_831_108,
-    '9f58b4a39f9e3641ed2fe19d16a82be956975ec1ecb568899c8852370aa78b8c',
-    'corr_score_norm.weight',
-)
-L2W = Published(
-    Local2World,
-    'siyan824/slam3r_l2w',
-    922_557_296,
-    '637c3bd3d440d84e2976d898569716ef64cadd446fce61ad5dd9236fa2c58359',
-    'ponit_embedder.weight',
-)
-REMEDY = 'get it with `slam3r weights download`'
+NETWORKS: dict[Published, type[nn.Module]] = {I2P: Image2Points, L2W: Local2World}
 
 
 class Report(NamedTuple):
@@ -69,43 +30,7 @@ class Report(NamedTuple):
     path: Path
     size: int  # bytes
     sha256: str
-    official: bool  # the checksum is the published one
-
-
-def default_folder() -> Path:
-    """Return where weights are kept: `SLAM3R_CHECKPOINTS_DIR`, else the user's cache."""
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
-    return Path(os.environ.get(VARIABLE) or cache / 'slam3r_ros')
-
-
-def find(published: Published, folder: str | Path = '') -> Path:
-    """Return the weights of a network: `<name>/model.safetensors`, `<name>.safetensors` or `<name>.pth` in the folder.
-
-    Args:
-        published: which network.
-        folder: where to look; empty for the default one.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    root = Path(folder).expanduser() if folder else default_folder()
-    places = [root / published.name / 'model.safetensors', root / f'{published.name}.safetensors']
-    places += [root / published.name / f'{published.name}.pth', root / f'{published.name}.pth']
-    for path in places:
-        if path.is_file():
-            return path
-    raise CheckpointError(
-        f'no weights of {published.name} in {root} (looked for {", ".join(str(p.relative_to(root)) for p in places)}): '
-        f'{REMEDY}, or set {VARIABLE} to the folder that holds them'
-    )
-
-
-def available(folder: str | Path = '') -> bool:
-    """Say whether both files are there; they are not opened."""
-    try:
-        return bool(find(I2P, folder) and find(L2W, folder))
-    except CheckpointError:
-        return False
+    official: bool | None  # the checksum is the published one; None where none is known
 
 
 def load(
@@ -130,20 +55,22 @@ def load(
         size = path.stat().st_size
     except OSError as error:
         raise CheckpointError(f'{path}: {error.strerror}: {REMEDY}') from error
-    packed = path.suffix != '.safetensors'  # the older .pth files; their sizes are not known
-    if config == OFFICIAL and not packed and size != published.size:
+    packed = path.suffix != '.safetensors'
+    known = config == OFFICIAL and not packed  # of the older .pth files neither size nor checksum is published
+    if known and size != published.size:
         raise CheckpointError(
             f'{path} has {size} bytes, {published.name} has {published.size}: incomplete or another file; {REMEDY}'
         )
     weights = _read_pickle(path) if packed else _read_safetensors(path)
     with torch.device('meta'):
-        network = published.network(config)
+        network = NETWORKS[published](config)
     if published is L2W:  # needs no encoder; some files hold one
         weights = {key: value for key, value in weights.items() if not key.startswith('enc_blocks.')}
     _check(path, published, weights, network.state_dict())
     checksum = file_checksum(path)
-    official = checksum == published.sha256
-    if config == OFFICIAL and not packed and not official:
+    official = checksum == published.sha256 if known else None
+    log.info('%s: %d bytes, sha256 %s', path, size, checksum)
+    if official is False:
         log.warning('%s: sha256 %s is not %s, which others report for it', path, checksum, published.sha256)
     network.load_state_dict(weights, assign=True)
     return network.requires_grad_(False).eval().to(device), Report(path, size, checksum, official)
@@ -175,7 +102,9 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f'{path} is no complete checkpoint ({str(error).splitlines()[0]}): {REMEDY}') from error
     weights = content.get('model') if isinstance(content, Mapping) else None
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
         raise CheckpointError(f"{path} holds no weights under 'model': another kind of file; {REMEDY}")
     return weights
 

@@ -44,3 +44,4 @@ class NetworkConfig:
 
 
 OFFICIAL = NetworkConfig()
+SIDE = 224  # pixels; the official networks were trained on squares of this size only

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from slam3r_ros.engines.slam3r.checkpoints import I2P, L2W, LICENSE, CheckpointError, default_folder, find, load
+from slam3r_ros.engines.slam3r.weights import I2P, L2W, LICENSE, CheckpointError, Published, default_folder, find
 
 TERMS = f"""The SLAM3R weights are the work of its authors (https://github.com/PKU-VCL-3DV/SLAM3R), under {LICENSE}:
 you must name them, you must share what you derive under the same terms, and you must not use them commercially.
@@ -26,14 +26,29 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         if arguments.action == 'download':
             download(folder, arguments.accept_license)
-        for published in (I2P, L2W):
-            _, report = load(published, find(published, folder))
-            known = 'as published' if report.official else 'not the one that others report'
-            print(f'{report.path}: {report.size} bytes, every weight in place, sha256 {report.sha256} ({known})')
+        check(folder)
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def check(folder: Path) -> None:
+    """Load both networks and say what was found.
+
+    Raises:
+        CheckpointError: a file is missing or is not the official one, or torch is.
+    """
+    try:
+        from slam3r_ros.engines.slam3r.checkpoints import load  # imports torch: not needed to download
+    except ImportError as error:
+        raise CheckpointError(f'nothing was checked ({error}): pip install slam3r_ros[slam3r]') from error
+
+    verdicts = {True: 'as published', False: 'NOT the one that others report', None: 'none is published for this kind'}
+    for published in (I2P, L2W):
+        report = load(published, find(published, folder))[1]
+        verdict = verdicts[report.official]
+        print(f'{report.path}: {report.size} bytes, every weight in place, sha256 {report.sha256} ({verdict})')
 
 
 def download(folder: Path, accepted: bool) -> None:
@@ -49,16 +64,37 @@ def download(folder: Path, accepted: bool) -> None:
     print(TERMS)
     if not accepted and not (sys.stdin.isatty() and input('Do you agree? [y/N] ').strip().lower() in ('y', 'yes')):
         raise CheckpointError('nothing was downloaded: agree to the licence, or pass --accept-license')
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        raise CheckpointError('huggingface_hub is not installed: pip install huggingface_hub') from error
     for published in (I2P, L2W):
+        path = folder / published.name / 'model.safetensors'
+        if path.is_file() and path.stat().st_size == published.size:
+            continue
         try:
-            hf_hub_download(published.repository, 'model.safetensors', local_dir=folder / published.name)
-        except (HfHubHTTPError, OSError) as error:
+            _fetch(published, path)
+        except CheckpointError:
+            raise
+        except ImportError as error:
+            raise CheckpointError(f'{error}: pip install huggingface_hub') from error
+        except Exception as error:  # those of the network have no common base, and change with huggingface_hub
             raise CheckpointError(
-                f'{published.repository} cannot be downloaded to {folder} ({str(error).splitlines()[0]}): '
+                f'{published.repository} cannot be downloaded to {path} ({(str(error) or repr(error)).splitlines()[0]}): '
                 'check the network and run the command again, it goes on where it stopped'
             ) from error
+
+
+def _fetch(published: Published, path: Path) -> None:
+    """Download a file beside its place, with a progress bar, and move it there once it is complete."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+
+    offered = get_hf_file_metadata(hf_hub_url(published.repository, path.name))
+    if offered.size != published.size:
+        raise CheckpointError(
+            f'{published.repository} now offers {offered.size} bytes, {published.size} were published: '
+            'nothing was downloaded; look for a newer slam3r_ros'
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # huggingface_hub's own download forgets what it had when it is interrupted.
+    part = path.with_name(f'{path.name}.{offered.etag[:16]}.part')  # another file has another etag
+    with part.open('ab') as file:
+        http_get(offered.location, file, resume_size=file.tell(), expected_size=offered.size, displayed_filename=published.name)
+    part.replace(path)

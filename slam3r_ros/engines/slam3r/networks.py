@@ -26,6 +26,7 @@ from slam3r_ros.engines.slam3r.layers import (
     PatchEmbed,
     Rotation,
     embed_patches,
+    float32,
     grid_rotation,
 )
 
@@ -129,7 +130,8 @@ class TwoSidedNetwork(nn.Module):
         """Turn decoded tokens (N, B, S, D) into pointmaps."""
         if tokens is None:
             return None
-        points, confidence = head(self.dec_norm(tokens.flatten(0, 1)), rows, columns)
+        with float32(tokens.device):
+            points, confidence = head(self.dec_norm(tokens.float().flatten(0, 1)), rows, columns)
         return Maps(points.unflatten(0, tokens.shape[:2]), confidence.unflatten(0, tokens.shape[:2]))
 
     def heads(self, decoded: Sides, rows: int, columns: int) -> tuple[Maps | None, Maps | None]:
@@ -235,7 +237,8 @@ class Local2World(TwoSidedNetwork):
             points: the pointmaps.
             void: (N, B, S) bool, tokens that have no geometry.
         """
-        tokens = embed_patches(points.flatten(0, 1).permute(0, 3, 1, 2), self.ponit_embedder)
+        with float32(points.device):
+            tokens = embed_patches(points.flatten(0, 1).permute(0, 3, 1, 2), self.ponit_embedder)
         tokens = tokens.unflatten(0, points.shape[:2])
         return tokens if void is None else torch.where(void[..., None], self.void_pe_token.to(tokens.dtype), tokens)
 

@@ -71,14 +71,14 @@ class OfflinePipeline:
         start = keyframes[-1] + 1
         scene.begin_between(keyframes, [number for number in range(start) if number not in keyframes])
         buffer = SceneBuffer(
-            keyframes, start, stride, settings.buffer_size, settings.buffer_strategy, settings.buffer_interval, self.rng
+            keyframes, start, settings.buffer_size, settings.buffer_strategy, settings.buffer_interval, self.rng
         )
         at_once = max(1, min((stride + 1) // 2, settings.sources))
         for number in range(start, count, at_once):
             sources = range(number, min(number + at_once, count))
             chosen = scene.retrieve(sources[::2], buffer.frames, settings.scene_frames)
             scene.register(sources, [buffer.frames[position] for position in chosen])
-            buffer.update(sources[-1] + 1, lambda frame: scene.views[frame].quality)
+            buffer.update(sources[-1] + 1, stride, lambda frame: scene.views[frame].quality)
         return [scene.views[number] for number in range(count)]
 
 

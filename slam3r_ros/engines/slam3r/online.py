@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slam3r_ros.engines.slam3r.buffer import SceneBuffer
+from slam3r_ros.engines.slam3r.buffer import SceneBuffer, check_room
 from slam3r_ros.engines.slam3r.scene import Scene, View
 from slam3r_ros.engines.slam3r.settings import Settings
 
@@ -15,30 +15,42 @@ class OnlinePipeline:
     """SLAM3R on a stream.
 
     In mode `fixed` it holds the frames of the scene buffer and the latest ones, however long the stream.
+
+    Attributes:
+        count: frames taken so far; the next one gets this number.
+        stride: frames between keyframes, from the settings.  It may be changed between two frames once the first
+            keyframes are there; of a wider one the farther neighbours come to be held in time.
     """
 
     def __init__(self, scene: Scene, settings: Settings) -> None:
         """Take an empty scene.
 
         Raises:
-            ValueError: the stride is to be found, which takes the whole sequence.
+            ValueError: the stride is to be found, which takes the whole sequence, or the buffer cannot hold the window.
         """
         if settings.stride < 1:
             raise ValueError('a stream cannot be searched for its stride: set a stride of at least 1')
+        check_room(settings.buffer_size, settings.window)
         self.scene = scene
         self.settings = settings
         self.rng = np.random.RandomState(settings.seed)
+        self.count = 0
+        self.stride = settings.stride
         self.buffer: SceneBuffer | None = None  # from the end of the initialisation
         # 'as_is' repeats the slips of the official code, see `Settings`.
         self.retrieves_positions = self.grows_references = settings.mode == 'as_is'
         self._retrieved: list[int] = []
-        self._next = 0
 
     @torch.inference_mode()
     def process(self, image: Tensor) -> list[tuple[int, View]]:
-        """Take the next frame (3, H, W) in [-1, 1]; return the frames that got their world map by it, by number."""
-        number, self._next = self._next, self._next + 1
+        """Take the next frame (3, H, W) in [-1, 1]; return the frames that got their world map by it, by number.
+
+        Raises:
+            ValueError: it is not of the size of those before; it is then as if it had not come.
+        """
+        number = self.count
         self.scene.encode(image[None], number)
+        self.count += 1
         last_of_window = (self.settings.window - 1) * self.settings.stride
         if number < last_of_window:
             return []
@@ -64,7 +76,6 @@ class OnlinePipeline:
         self.buffer = SceneBuffer(
             keyframes,
             len(keyframes) * settings.stride + 1,
-            settings.stride,
             settings.buffer_size,
             settings.buffer_strategy,
             settings.buffer_interval,
@@ -75,7 +86,7 @@ class OnlinePipeline:
         references = self._references(number)
         self.scene.locate(number, references)
         self.scene.register([number], references)
-        self.buffer.update(number + 1, lambda frame: self.scene.views[frame].quality)
+        self.buffer.update(number + 1, self.stride, lambda frame: self.scene.views[frame].quality)
 
     def _references(self, number: int) -> list[int]:
         """Return retrieved scene frames, then the keyframes just before."""
@@ -85,8 +96,8 @@ class OnlinePipeline:
             self._retrieved = chosen if self.retrieves_positions else [self.buffer.frames[i] for i in chosen]
         references = self._retrieved if self.grows_references else list(self._retrieved)
         for step in range(1, settings.radius + 1):
-            before = number - step * settings.stride
-            if before >= 0 and before not in references:
+            before = number - step * self.stride
+            if before in self.scene.views and before not in references:
                 references.append(before)
         return references
 
@@ -94,6 +105,6 @@ class OnlinePipeline:
         """Drop the frames that no later step can ask for."""
         settings = self.settings
         # Neighbours reach back by the radius, and the buffer chooses from what came since its last update.
-        recent = self._next - max(settings.radius, settings.buffer_interval) * settings.stride
+        recent = self.count - max(settings.radius, settings.buffer_interval) * self.stride
         wanted = {*self.buffer.frames, *self._retrieved}
         self.scene.forget(lambda number: number in wanted or number >= recent)

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from slam3r_ros.engines.slam3r.config import SIDE
 from slam3r_ros.values import Intrinsics
-
-SIDE = 224  # pixels; the networks were trained at this size only
 
 
 class Crop(NamedTuple):

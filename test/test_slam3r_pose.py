@@ -1,0 +1,131 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Focal length and pose of a pointmap, with noise, wrong points, and confidences that tell them."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from slam3r_ros.mapping.frames import rigid, transform
+from slam3r_ros.mapping.pointmap_pose import PoseError, estimate_focal, estimate_pose, median_focal, pixel_grid
+from slam3r_ros.values import Intrinsics
+
+SIDE, FOCAL = 64, 60.0  # pixels
+MIDDLE = (SIDE - 1) / 2
+CAMERA = Intrinsics(FOCAL, FOCAL, MIDDLE, MIDDLE)
+T_WORLD_CAMERA = rigid(Rotation.from_rotvec([0.2, -0.5, 0.1]).as_matrix(), [0.4, -0.3, 1.0])
+SURE = np.ones((SIDE, SIDE))
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def local():
+    pixels = pixel_grid(SIDE, SIDE)
+    depth = 2 + 0.5 * np.sin(pixels[..., 0] / 7) + 0.4 * np.cos(pixels[..., 1] / 5)
+    return np.dstack([(pixels - MIDDLE) / FOCAL * depth[..., None], depth])
+
+
+@pytest.fixture
+def world(local):
+    return transform(T_WORLD_CAMERA, local)
+
+
+def errors(found):
+    """Return the error of place, and of the turn in degrees."""
+    turn = found.T_world_camera[:3, :3].T @ T_WORLD_CAMERA[:3, :3]
+    place = np.linalg.norm(found.T_world_camera[:3, 3] - T_WORLD_CAMERA[:3, 3])
+    return place, np.degrees(Rotation.from_matrix(turn).magnitude())
+
+
+def spoilt(points, where, random):
+    """Replace points by others that lie around."""
+    return np.where(where[..., None], points.mean(axis=(0, 1)) + random.normal(size=points.shape), points)
+
+
+@pytest.mark.parametrize('with_local', [False, True])
+def test_the_pose_is_exact_without_noise(local, world, with_local):
+    found = estimate_pose(world, SURE, CAMERA, 3 * local if with_local else None)
+    assert max(errors(found)) < 1e-5
+    assert found.inliers == 1 and found.error < 1e-4
+
+
+@pytest.mark.parametrize('with_local', [False, True])
+def test_the_pose_stands_wrong_points(local, world, random, with_local):
+    wrong = random.random((SIDE, SIDE)) < 0.6
+    found = estimate_pose(spoilt(world, wrong, random), SURE, CAMERA, local if with_local else None)
+    assert max(errors(found)) < 0.05
+    assert found.inliers == pytest.approx(0.4, abs=0.03)
+
+
+@pytest.mark.parametrize('seed', [1, 3])
+def test_the_local_map_helps_where_pixels_alone_do_not(local, world, seed):
+    """Three right matches make a registration, but PnP draws five: with this many wrong points hardly ever right ones."""
+    random = np.random.default_rng(seed)
+    wrong = random.random((SIDE, SIDE)) < 0.75
+    spoiled = spoilt(world, wrong, random)
+    alone = errors(estimate_pose(spoiled, SURE, CAMERA))
+    helped = errors(estimate_pose(spoiled, SURE, CAMERA, 0.3 * local))
+    assert max(helped) < 0.1 < max(alone)
+
+
+def test_a_wrong_local_map_does_no_harm(local, world, random):
+    found = estimate_pose(world, SURE, CAMERA, random.normal(size=local.shape))
+    assert max(errors(found)) < 1e-5
+    found = estimate_pose(world, SURE, CAMERA, local * (1, 1, 2))  # of a wrong focal length
+    assert max(errors(found)) < 1e-5
+
+
+def test_confidence_tells_which_points_count(local, world, random):
+    wrong = random.random((SIDE, SIDE)) < 0.4
+    found = estimate_pose(spoilt(world, wrong, random), np.where(wrong, 1.5, 20.0), CAMERA)
+    assert max(errors(found)) < 1e-5 and found.inliers == 1
+
+
+def test_the_refinement_weighs_by_confidence(local, world, random):
+    """Some points are shifted by half a pixel, which is no outlier; those that are surer hold against them."""
+    kind = random.random((SIDE, SIDE))
+    shifted = kind < 0.75
+    moved = np.where(shifted[..., None], transform(T_WORLD_CAMERA, local + 0.5 * local[..., 2:] / FOCAL * (1, 0, 0)), world)
+    even = errors(estimate_pose(moved, SURE, CAMERA))
+    # The more confident half, which alone counts, are 30 % that are shifted and 25 % that are not.
+    weighed = errors(estimate_pose(moved, np.select([kind < 0.45, shifted], [0.1, 1.0], 20.0), CAMERA))
+    assert max(weighed) < 0.2 * max(even)
+
+
+def test_points_that_are_unknown_are_left_out(world):
+    holes = world.copy()
+    holes[::2], holes[1::2, ::3] = np.nan, np.inf
+    assert max(errors(estimate_pose(holes, SURE, CAMERA))) < 1e-5
+
+
+@pytest.mark.parametrize('count', [0, 29])
+def test_too_few_points_are_refused(world, count):
+    confidence = 0 * SURE
+    confidence.flat[:count] = 1
+    with pytest.raises(PoseError, match=f'takes 30 points, the map has {count}'):
+        estimate_pose(world, confidence, CAMERA)
+
+
+def test_points_that_coincide_are_refused():
+    with pytest.raises(PoseError, match='no camera'):
+        estimate_pose(np.ones((SIDE, SIDE, 3)), SURE, CAMERA)
+
+
+@pytest.mark.parametrize('estimate', [estimate_focal, median_focal])
+def test_focal(local, estimate, random):
+    assert estimate(local, (MIDDLE, MIDDLE)) == pytest.approx(FOCAL, rel=1e-6)
+    wrong = random.random((SIDE, SIDE)) < 0.2
+    assert estimate(spoilt(local, wrong, random), (MIDDLE, MIDDLE)) == pytest.approx(FOCAL, rel=0.02)
+    with pytest.raises(PoseError, match='before the camera'):
+        estimate(np.zeros((SIDE, SIDE, 3)), (MIDDLE, MIDDLE))
+
+
+def test_the_focal_length_is_weighed(local):
+    left = pixel_grid(SIDE, SIDE)[..., 0] < 0.7 * SIDE
+    stretched = np.where(left[..., None], local * (1, 1, 2), local)
+    assert estimate_focal(stretched, (MIDDLE, MIDDLE), np.where(left, 0.0, 1.0)) == pytest.approx(FOCAL, rel=1e-6)
+    assert estimate_focal(stretched, (MIDDLE, MIDDLE)) != pytest.approx(FOCAL, rel=0.01)
