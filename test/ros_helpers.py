@@ -14,11 +14,12 @@ os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 import pytest
 import rclpy
 from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from slam3r_ros.transport.bus import close_node, stop_node
+from slam3r_ros.transport.executor import PoolExecutor
 
 _domains = itertools.count(os.getpid() * 7)
 
@@ -43,7 +44,7 @@ class Ros:
         self.domain = next_domain() if domain is None else domain
         self.context = Context()
         rclpy.init(context=self.context, domain_id=self.domain)
-        self.executor = MultiThreadedExecutor(8, context=self.context)
+        self.executor = PoolExecutor(8, context=self.context)
         self.nodes = []
         self._others = []
         self._thread = threading.Thread(target=self._spin, daemon=True)

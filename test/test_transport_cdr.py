@@ -14,8 +14,9 @@ STAMP = 1_700_000_000_123_456_789
 
 
 def change(id, triangles):
-    vertices = RNG.random((3 * triangles, 3), np.float32)
-    return ChunkChange(id, vertices, RNG.integers(0, 256, (3 * triangles, 3)).astype(np.uint8))
+    vertices = RNG.random((triangles + 2 if triangles else 0, 3), np.float32)
+    corners = RNG.integers(0, max(len(vertices), 1), (triangles, 3)).astype(np.uint32)
+    return ChunkChange(id, vertices, RNG.integers(0, 256, vertices.shape).astype(np.uint8), corners)
 
 
 @pytest.mark.parametrize('namespace', ['', 'a', 'ab', 'abc', 'mesh'])  # shifts what follows by a byte
@@ -33,9 +34,9 @@ def test_rclpy_reads_what_was_written(namespace, frame_id):
         assert marker.action == (Marker.DELETE if each.delete else Marker.ADD)
         assert marker.pose.orientation.w == marker.scale.x == marker.scale.y == marker.scale.z == marker.color.a == 1.0
         points = np.array([(p.x, p.y, p.z) for p in marker.points]).reshape(-1, 3)
-        np.testing.assert_array_equal(points, each.vertices)
+        np.testing.assert_array_equal(points, each.vertices[each.triangles].reshape(-1, 3))
         colors = np.array([(c.r, c.g, c.b, c.a) for c in marker.colors]).reshape(-1, 4)
-        np.testing.assert_allclose(colors[:, :3] * 255, each.colors, atol=1e-4)
+        np.testing.assert_allclose(colors[:, :3] * 255, each.colors[each.triangles].reshape(-1, 3), atol=1e-4)
         assert (colors[:, 3] == 1).all()
 
 
@@ -44,7 +45,7 @@ def test_an_independent_reader_agrees():
     each = change(3, 5)
     message = store.deserialize_cdr(marker_array([each], 'mesh', STAMP, 'map'), 'visualization_msgs/msg/MarkerArray')
     (marker,) = message.markers
-    np.testing.assert_array_equal([(p.x, p.y, p.z) for p in marker.points], each.vertices)
+    np.testing.assert_array_equal([(p.x, p.y, p.z) for p in marker.points], each.vertices[each.triangles.reshape(-1)])
     assert (marker.ns, marker.mesh_use_embedded_materials) == ('mesh', False)
 
 

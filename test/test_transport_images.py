@@ -39,6 +39,90 @@ def test_every_encoding_with_and_without_padded_rows(encoding, padding):
     assert image.flags.c_contiguous
 
 
+def flat(red, green, blue, width=8, height=6):
+    return np.full((height, width, 3), (red, green, blue), np.uint8)
+
+
+def luma_and_colours(image):
+    """Return Y (H, W), U and V (H, W) of BT.601, 16 to 235, as cameras send them."""
+    r, g, b = np.moveaxis(image.astype(float), -1, 0)
+    y = 16 + (65.738 * r + 129.057 * g + 25.064 * b) / 256
+    u = 128 + (-37.945 * r - 74.494 * g + 112.439 * b) / 256
+    v = 128 + (112.439 * r - 94.154 * g - 18.285 * b) / 256
+    return [np.round(each).astype(np.uint8) for each in (y, u, v)]
+
+
+def interleaved(a, b):
+    return np.stack([a, b], axis=-1).reshape(a.shape[0], -1)
+
+
+def packed(encoding, image):
+    """Return the rows of an image whose colours change from left to right only, in steps of two pixels."""
+    y, u, v = luma_and_colours(image)
+    if encoding in ('yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv'):
+        colours = np.stack([u[:, ::2], v[:, ::2]], axis=-1).reshape(y.shape)
+        return interleaved(colours, y) if encoding in ('yuv422', 'uyvy') else interleaved(y, colours)
+    if encoding in ('nv12', 'nv21'):
+        first, second = (u, v) if encoding == 'nv12' else (v, u)
+        return np.vstack([y, interleaved(first[::2, ::2], second[::2, ::2])])
+    letters, mosaic = encoding.removeprefix('bayer_').removesuffix('8'), np.empty(y.shape, np.uint8)
+    for i, letter in enumerate(letters):
+        mosaic[i // 2 :: 2, i % 2 :: 2] = image[i // 2 :: 2, i % 2 :: 2, 'rgb'.index(letter)]
+    return mosaic
+
+
+@pytest.mark.parametrize('padding', [0, 6])
+@pytest.mark.parametrize('encoding', ['yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv', 'nv12', 'nv21', 'bayer_rggb8', 'bayer_bggr8',
+                                      'bayer_gbrg8', 'bayer_grbg8'])  # fmt: skip
+def test_what_cameras_send(encoding, padding):
+    image = np.hstack([flat(200, 60, 30), flat(20, 150, 90), flat(90, 40, 220)])
+    rows = np.pad(packed(encoding, image), ((0, 0), (0, padding)), constant_values=77)
+    message = Image(encoding=encoding, height=6, width=24, step=rows.shape[1], data=rows.tobytes())
+    result = from_image(message)
+    assert result.shape == image.shape
+    inside = [3, 4, 11, 12, 19, 20]  # columns; demosaicing mixes neighbours at the edges
+    np.testing.assert_allclose(result[2:4, inside].astype(int), image[2:4, inside], atol=3)
+
+
+@pytest.mark.parametrize('big', [False, True])
+def test_mono16_of_both_byte_orders(big):
+    values = (GREY[..., 0].astype(np.uint16) << 8) + 77
+    data = values.astype('>u2' if big else '<u2').tobytes()
+    message = Image(encoding='mono16', height=6, width=7, step=14, data=data, is_bigendian=int(big))
+    np.testing.assert_array_equal(from_image(message), GREY)
+
+
+def test_vast_and_odd_images_are_refused():
+    with pytest.raises(PixelError, match='image of 7x6 nv12: pairs of pixels'):
+        from_image(Image(encoding='nv12', height=6, width=7, step=7, data=bytes(63)))
+    data = np.zeros(5000 * 2000, np.uint8).tobytes()
+    message = Image(encoding='mono8', height=2000, width=5000, step=5000)
+    message.data.frombytes(data)
+    with pytest.raises(PixelError, match='5000x2000 is too large; scale it to 9.4 megapixels or less'):
+        from_image(message)
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png'])
+def test_a_vast_compressed_image_is_refused_before_it_is_decoded(suffix, monkeypatch):
+    data = bytearray(cv2.imencode(suffix, RGB)[1].tobytes())
+    if suffix == '.png':
+        data[16:24] = (60_000).to_bytes(4) * 2
+    else:
+        at = data.index(b'\xff\xc0')
+        data[at + 5 : at + 9] = (60_000).to_bytes(2) * 2
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: pytest.fail('it was decoded'))
+    with pytest.raises(PixelError, match='60000x60000 is too large'):
+        from_image(CompressedImage(format=suffix[1:], data=bytes(data)))
+
+
+def test_a_cut_jpeg_is_not_filled_with_grey():
+    noisy = RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    data = cv2.imencode('.jpg', noisy)[1].tobytes()
+    assert from_image(CompressedImage(format='jpeg', data=data + bytes(3))).shape == (64, 64, 3)
+    with pytest.raises(PixelError, match='or broken'):
+        from_image(CompressedImage(format='jpeg', data=data[: len(data) // 2]))
+
+
 def test_an_image_goes_out_and_comes_back():
     message = to_image(RGB, 1_000_000_002, 'camera')
     assert (message.encoding, message.step, message.header.stamp.nanosec) == ('rgb8', 21, 2)
@@ -57,7 +141,7 @@ def test_what_is_no_image_is_refused_clearly():
 def test_cv_bridge_takes_what_is_unknown_here(monkeypatch):
     monkeypatch.setattr(images.interop, 'has_cv_bridge', lambda: True)
     monkeypatch.setattr(images.interop, 'convert_image', lambda message, encoding: RGB)
-    assert from_image(Image(encoding='yuv422')) is RGB
+    assert from_image(Image(encoding='yuv444')) is RGB
 
 
 def test_what_cv_bridge_does_not_know_either_is_refused_clearly(monkeypatch):

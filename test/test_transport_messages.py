@@ -15,6 +15,7 @@ from sensor_msgs.msg import PointCloud2
 
 from slam3r_ros import msg, srv
 from slam3r_ros.mapping.frames import T_MAP_OPTICAL, rigid
+from slam3r_ros.meshing.draco import CompressedMesh
 from slam3r_ros.transport import interop
 from slam3r_ros.transport.clouds import from_cloud, to_cloud
 from slam3r_ros.transport.messages import adapter_of
@@ -51,6 +52,13 @@ VALUES = {
     'keyframe without depth': Keyframe(Pose(7, STAMP, T), CAMERA),
     'mesh': MeshUpdate(STAMP, 3, 14, 0.5, True, (block((1, -2, 3), 30), block((0, 0, 0), 0))),
     'empty mesh': MeshUpdate(0, 0, 1, 0.25, False, ()),
+    'compressed mesh': CompressedMesh(
+        STAMP, 3, 14, 0.5, True, np.array([(1, -2, 3), (0, 0, 0)], np.int32), np.array([30, 0], np.uint32),
+        np.array([15, 0], np.uint32), bytes(RNG.integers(0, 256, 700, np.uint8)),
+    ),
+    'compressed mesh of nothing': CompressedMesh(
+        0, 0, 1, 0.25, False, np.empty((0, 3), np.int32), np.empty(0, np.uint32), np.empty(0, np.uint32), b'',
+    ),
     'status': SlamStatus(STAMP, State.LOST, 'geometric', 'cpu', 'CC', True, 1, 9, 8, 1, 5, 2, True, {'a': 1.5}, 77, 'oh'),
 }
 

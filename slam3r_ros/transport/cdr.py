@@ -8,6 +8,7 @@ size, counted from behind the four bytes of the header; strings and sequences be
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from visualization_msgs.msg import Marker
@@ -32,7 +33,8 @@ class CdrWriter:
     def array(self, array: np.ndarray) -> None:
         """Append the elements of an array, aligned to the size of one."""
         self._align(array.itemsize)
-        self._append(np.ascontiguousarray(array, array.dtype.newbyteorder('<')).tobytes())
+        rows = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
+        self._append(memoryview(rows.reshape(-1).view('u1')))  # `bytes` copies it
 
     def sequence(self, rows: np.ndarray) -> None:
         """Append a sequence of primitives, (N,), or of structures of equal primitives, (N, fields)."""
@@ -46,11 +48,16 @@ class CdrWriter:
         self.numbers('u4', len(data))
         self._append(data)
 
+    def header(self, stamp: int, frame_id: str) -> None:
+        """Append a std_msgs/Header; the stamp is in nanoseconds."""
+        self.numbers('i4', *divmod(int(stamp), 1_000_000_000))
+        self.string(frame_id)
+
     def bytes(self) -> bytes:
         """Return the message as it goes over the wire."""
         return b''.join(self._parts)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: Any) -> None:
         self._parts.append(data)
         self._size += len(data)
 
@@ -78,6 +85,7 @@ def _write_marker(
     writer: CdrWriter, change: ChunkChange, namespace: str, stamp: tuple[int, int], frame_id: str
 ) -> None:
     """Write the fields of visualization_msgs/Marker, in their order."""
+    corners = change.triangles.reshape(-1).astype(np.intp)  # the type that `take` wants
     colors = np.ones((len(change.colors), 4), 'f4')  # std_msgs/ColorRGBA
     colors[:, :3] = change.colors * np.float32(1 / 255)
 
@@ -90,8 +98,8 @@ def _write_marker(
     writer.numbers('f4', 1, 1, 1, 1)  # color
     writer.numbers('i4', 0, 0)  # lifetime: for ever
     writer.numbers('u1', 0)  # frame_locked
-    writer.sequence(change.vertices.astype('f8'))  # geometry_msgs/Point
-    writer.sequence(colors)
+    writer.sequence(change.vertices.astype('f8').take(corners, axis=0))  # geometry_msgs/Point
+    writer.sequence(colors.take(corners, axis=0))
     writer.string('')  # texture_resource
     writer.numbers('i4', 0, 0)  # texture: header, format, data
     writer.string('')

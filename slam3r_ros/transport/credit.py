@@ -18,6 +18,8 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
+from slam3r_ros.transport.worker import pausable
+
 WINDOW = 16  # values on their way at most; lossless readers keep that many for their executor
 _DISCOVERY = 0.5  # seconds until a reader's first word must be here once it is matched
 _CENSUS = 1.0  # seconds between two looks at whether the readers waited for still live
@@ -46,7 +48,14 @@ class CreditGiver:
 class CreditAsker:
     """The publisher's part."""
 
-    def __init__(self, node: Node, publisher: Publisher, depth: int, stopped: Callable[[], bool]):
+    def __init__(
+        self,
+        node: Node,
+        publisher: Publisher,
+        depth: int,
+        stopped: Callable[[], bool],
+        is_inside: Callable[[str], bool] = lambda name: False,
+    ):
         """Listen to the readers of a publisher.
 
         Args:
@@ -54,9 +63,10 @@ class CreditAsker:
             publisher: Of the values.
             depth: Messages that it keeps.
             stopped: Whether waiting has become pointless.
+            is_inside: Whether a reader, told by its node's full name, gets the values in another way.
         """
         self._node, self._topic = node, publisher.topic_name
-        self._stopped = stopped
+        self._stopped, self._is_inside = stopped, is_inside
         self._count = 0  # values sent
         self._consumed: dict[str, int] = {}  # of them, by reader
         self._sent: deque[str] = deque(maxlen=min(depth, WINDOW))  # keys of those that may be on their way
@@ -73,6 +83,7 @@ class CreditAsker:
                 self._changed.wait_for(lambda: self._consumed or self._closed, _DISCOVERY)
             self._discovered = True
 
+    @pausable()
     def wait(self, key: str) -> None:
         """Wait until every reader has room for one more value, and take note that this one goes out."""
         census = time.monotonic() + _CENSUS
@@ -96,6 +107,8 @@ class CreditAsker:
         return min(self._consumed.values(), default=self._count)
 
     def _hear(self, message: KeyValue) -> None:
+        if self._is_inside(message.key):
+            return
         with self._changed:
             if message.value in self._sent:
                 still_on_the_way = len(self._sent) - 1 - self._sent.index(message.value)

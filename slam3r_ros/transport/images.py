@@ -19,7 +19,9 @@ def from_image(message: Image | CompressedImage) -> np.ndarray:
     if isinstance(message, CompressedImage):
         return decompress(message.data)
     try:
-        return to_rgb(message.data, message.encoding, message.width, message.height, message.step)
+        return to_rgb(
+            message.data, message.encoding, message.width, message.height, message.step, bool(message.is_bigendian)
+        )
     except PixelError:
         if interop.has_cv_bridge():  # knows more encodings
             return interop.convert_image(message, 'rgb8')
@@ -27,7 +29,8 @@ def from_image(message: Image | CompressedImage) -> np.ndarray:
 
 
 def to_image(image: np.ndarray, stamp: int, frame_id: str) -> Image:
-    """Return an (H, W, 3) uint8 RGB array as a sensor_msgs/Image."""
+    """Return an (H, W, 3) uint8 RGB array, or tensor on any device, as a sensor_msgs/Image."""
+    image = interop.as_array(image)
     message = Image(encoding='rgb8', height=image.shape[0], width=image.shape[1], step=3 * image.shape[1])
     message.header.stamp = to_stamp(stamp)
     message.header.frame_id = frame_id

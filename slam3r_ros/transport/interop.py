@@ -6,6 +6,7 @@ They are not among the ROS wheels of PyPI, and Jazzy's cv_bridge and tf_transfor
 """
 
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -62,6 +63,11 @@ def read_points(cloud: PointCloud2) -> np.ndarray:
         rows = np.frombuffer(cloud.data, np.uint8)[: cloud.height * cloud.row_step].reshape(cloud.height, -1)
         points = rows[:, : cloud.width * cloud.point_step].view(dtype)
     return points.reshape(-1) if cloud.height == 1 else points.reshape(cloud.height, cloud.width)
+
+
+def as_array(values: Any) -> Any:
+    """Return an array as it is, and a tensor as an array of this machine's memory."""
+    return values.detach().cpu().numpy() if hasattr(values, 'detach') else values
 
 
 def euler_matrix(roll: float, pitch: float, yaw: float) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slam3r_ros import msg
+from slam3r_ros.meshing.draco import CompressedMesh
 from slam3r_ros.transport.clouds import from_cloud, to_cloud
 from slam3r_ros.transport.images import from_image, to_image
 from slam3r_ros.transport.poses import from_pose, to_pose
@@ -24,15 +25,25 @@ class Adapter(NamedTuple):
     key: Callable[[Any], str] | None = None  # what tells it from the values sent shortly before and after
 
 
+def register_adapter(value_type: type, adapter: Adapter) -> None:
+    """Let the bus carry values of another type, such as another package's.
+
+    Args:
+        value_type: Best a frozen dataclass.
+        adapter: How it becomes a message; `to_message` may return the message serialised, as bytes.
+    """
+    _ADAPTERS[value_type] = adapter
+
+
 def adapter_of(value_type: type) -> Adapter:
-    """Return the adapter of one of our values.
+    """Return the adapter of a type of values.
 
     Raises:
         TypeError: There is none for this type.
     """
     if value_type not in _ADAPTERS:
         names = ', '.join(each.__name__ for each in _ADAPTERS)
-        raise TypeError(f'{value_type.__name__} has no ROS message; the bus carries {names}')
+        raise TypeError(f'{value_type.__name__} has no ROS message; the bus carries {names}; see register_adapter')
     return _ADAPTERS[value_type]
 
 
@@ -131,6 +142,45 @@ def mesh_from_message(message: msg.MeshUpdate) -> MeshUpdate:
     return MeshUpdate(stamp, message.map_id, message.sequence, message.block_size, message.full, blocks)
 
 
+def compressed_to_message(mesh: CompressedMesh, frame_id: str) -> msg.CompressedMesh:
+    """Return a compressed mesh as slam3r_ros/CompressedMesh."""
+    message = msg.CompressedMesh(
+        map_id=mesh.map_id,
+        sequence=mesh.sequence,
+        block_size=float(mesh.block_size),
+        full=mesh.full,
+        format='draco',
+    )
+    message.header.stamp = to_stamp(mesh.stamp)
+    message.header.frame_id = frame_id
+    for name, dtype in _TABLE:
+        _fill(getattr(message, name), getattr(mesh, name), dtype)
+    message.data.frombytes(mesh.data)
+    return message
+
+
+def compressed_from_message(message: msg.CompressedMesh) -> CompressedMesh:
+    """Return the compressed mesh in a slam3r_ros/CompressedMesh, for `slam3r_ros.meshing.draco.decompress`.
+
+    Raises:
+        ValueError: It is of another format.
+    """
+    if message.format != 'draco':
+        raise ValueError(f'the compressed mesh has the format {message.format!r}; only draco can be read')
+    indices, vertex_counts, triangle_counts = (np.array(getattr(message, name), dtype) for name, dtype in _TABLE)
+    return CompressedMesh(
+        from_stamp(message.header.stamp),
+        message.map_id,
+        message.sequence,
+        message.block_size,
+        message.full,
+        indices.reshape(-1, 3),
+        vertex_counts,
+        triangle_counts,
+        bytes(message.data),
+    )
+
+
 def status_to_message(status: SlamStatus, frame_id: str) -> msg.SlamStatus:
     """Return a status as slam3r_ros/SlamStatus."""
     message = msg.SlamStatus(
@@ -157,11 +207,18 @@ def status_from_message(message: msg.SlamStatus) -> SlamStatus:
 def _block_to_message(block: MeshBlock) -> msg.MeshBlock:
     message = msg.MeshBlock(index=np.array(block.index, np.int32))
     for name, dtype in (('vertices', np.float32), ('colors', np.uint8), ('triangles', np.uint32)):
-        array = np.ascontiguousarray(getattr(block, name), dtype)
-        if array.size:  # memoryview cannot cast an empty array
-            getattr(message, name).frombytes(memoryview(array).cast('B'))
+        _fill(getattr(message, name), getattr(block, name), dtype)
     return message
 
+
+def _fill(field: Any, values: np.ndarray, dtype: type) -> None:
+    """Fill an empty field of primitives at once."""
+    values = np.ascontiguousarray(values, dtype)
+    if values.size:  # memoryview cannot cast an empty array
+        field.frombytes(memoryview(values).cast('B'))
+
+
+_TABLE = (('indices', np.int32), ('vertex_counts', np.uint32), ('triangle_counts', np.uint32))  # of a CompressedMesh
 
 _STATUS_FIELDS = (
     'engine',
@@ -185,5 +242,6 @@ _ADAPTERS = {
         msg.Keyframe, keyframe_to_message, keyframe_from_message, lambda each: f'{each.map_id}/{each.id}/{each.revision}'
     ),
     MeshUpdate: Adapter(msg.MeshUpdate, mesh_to_message, mesh_from_message),
+    CompressedMesh: Adapter(msg.CompressedMesh, compressed_to_message, compressed_from_message),
     SlamStatus: Adapter(msg.SlamStatus, status_to_message, status_from_message),
 }

@@ -7,8 +7,9 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from typing import Any
 
 _POLL = 0.1  # seconds between two looks at whether the blocked thread's own worker was closed
@@ -37,25 +38,29 @@ class Inbox:
         Returns:
             False when the value was not taken since the inbox is closed.
         """
-        worker = self._worker
-        with worker._changed:
-            if self._lossless:
-                waiting = getattr(_current, 'worker', None)
-                # A worker cannot wait for itself.
-                while len(self._values) >= self._depth and waiting is not worker and not self.closed:
-                    if waiting is not None and waiting.closed:
-                        return False
-                    worker._changed.wait(_POLL)
-            if self.closed:
+        worker, waiting = self._worker, getattr(_current, 'worker', None)
+        may_wait = self._lossless and waiting is not worker  # a worker cannot wait for itself
+        while True:
+            with worker._changed:
+                if self.closed:
+                    return False
+                is_full = len(self._values) >= self._depth
+                if not (may_wait and is_full):
+                    if is_full and not self._lossless:
+                        self._values.popleft()  # its turn passes to the new value
+                        self.dropped += 1
+                    else:
+                        worker._turns.append(self)
+                    self._values.append(value)
+                    worker._changed.notify_all()
+                    return True
+            self._wait_for_room()
+            if waiting is not None and waiting.closed:
                 return False
-            if len(self._values) >= self._depth and not self._lossless:
-                self._values.popleft()  # its turn passes to the new value
-                self.dropped += 1
-            else:
-                worker._turns.append(self)
-            self._values.append(value)
-            worker._changed.notify_all()
-        return True
+
+    def _wait_for_room(self) -> None:
+        with pausable(), self._worker._changed:
+            self._worker._changed.wait_for(lambda: self.closed or len(self._values) < self._depth, _POLL)
 
     @property
     def closed(self) -> bool:
@@ -74,6 +79,24 @@ class Inbox:
             self._worker._changed.notify_all()
 
 
+@contextmanager
+def pausable() -> Iterator[None]:
+    """Let the worker of this thread be paused while it waits for others; it goes on only when it is resumed."""
+    worker = getattr(_current, 'worker', None)
+    if worker is None:
+        yield
+        return
+    with worker._changed:
+        worker._waits = True
+        worker._changed.notify_all()
+    try:
+        yield
+    finally:
+        with worker._changed:
+            worker._changed.wait_for(lambda: not worker.paused or worker.closed)
+            worker._waits = False
+
+
 class Worker:
     """A thread that serves inboxes in the order in which their values came, and timers.
 
@@ -88,11 +111,12 @@ class Worker:
             report: Told the traceback of every exception in a callback.
         """
         self.last_error = ''
-        self.closed = False
+        self.closed = self.paused = False
         self._report = report
+        self._busy = self._waits = False  # in a callback; in one that waits for others
         self._changed = threading.Condition()
         self._turns: deque[Inbox] = deque()  # one entry for each value that waits
-        self._timers: list[list] = []  # [due, period, callback]
+        self._timers: list[list] = []  # [due, period, callback, whether a pause does not stop it]
         self._calls = self.inbox(lambda call: call(), depth=math.inf)
         self._pending: set[Future] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -102,10 +126,10 @@ class Worker:
         """Make a queue of at most `depth` values for `callback`."""
         return Inbox(self, callback, depth, lossless)
 
-    def every(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Run a callback again and again, at most once in `seconds`."""
+    def every(self, seconds: float, callback: Callable[[], None], always: bool = False) -> None:
+        """Run a callback again and again, at most once in `seconds`; while paused only if `always`."""
         with self._changed:
-            self._timers.append([time.monotonic() + seconds, seconds, callback])
+            self._timers.append([time.monotonic() + seconds, seconds, callback, always])
             self._changed.notify_all()
 
     def call(self, function: Callable, *arguments: Any) -> Any:
@@ -138,6 +162,31 @@ class Worker:
             with self._changed:
                 self._pending.discard(future)
 
+    def note(self, error: str) -> None:
+        """Report something that went wrong without an exception."""
+        self.last_error = error
+        self._report(error)
+
+    def pause(self, timeout: float = 0.0) -> bool:
+        """Serve calls only, until `resume`; values wait or are dropped, as their inboxes say.
+
+        Waits for the callback that runs, unless that waits for others (`pausable`): it stays where it is.
+
+        Returns:
+            False, and all goes on, when the callback has not ended within `timeout` seconds.
+        """
+        with self._changed:
+            self.paused = True
+            self.paused = self._changed.wait_for(lambda: not self._busy or self._waits or self.closed, timeout)
+            self._changed.notify_all()
+            return self.paused
+
+    def resume(self) -> None:
+        """Go on."""
+        with self._changed:
+            self.paused = False
+            self._changed.notify_all()
+
     def stop(self) -> None:
         """Take nothing more, and free whoever waits for this worker; does not wait for its thread."""
         with self._changed:
@@ -166,18 +215,30 @@ class Worker:
     def _next(self) -> Callable[[], None] | None:
         """Wait for the next callback to run; None when closed."""
         with self._changed:
+            self._busy = False
+            self._changed.notify_all()
             while not self.closed:
                 now = time.monotonic()
-                for timer in self._timers:
+                timers = [timer for timer in self._timers if timer[3] or not self.paused]
+                for timer in timers:
                     if timer[0] <= now:
                         timer[0] = now + timer[1]
+                        self._busy = True
                         return timer[2]
-                while self._turns:
-                    inbox = self._turns.popleft()
+                while (inbox := self._take_turn()) is not None:
                     if inbox._values:  # else it was closed in the meantime
                         value = inbox._values.popleft()
+                        self._busy = True
                         self._changed.notify_all()
                         return lambda: inbox._callback(value)
-                due = min((timer[0] for timer in self._timers), default=None)
+                due = min((timer[0] for timer in timers), default=None)
                 self._changed.wait(None if due is None else due - now)
+        return None
+
+    def _take_turn(self) -> Inbox | None:
+        """Return the inbox that is next: while paused, only that of the calls."""
+        for i, inbox in enumerate(self._turns):
+            if not self.paused or inbox is self._calls:
+                del self._turns[i]
+                return inbox
         return None

@@ -1,0 +1,32 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The environment in which large messages are fast: three to five times as fast between two processes.
+
+Fast DDS' shared memory holds 512 kB, so that an image goes through in pieces; `config/fastdds.xml` makes it 128 MB.
+glibc gives large blocks back to the kernel and takes them again for each message; two variables make it keep them.
+What is in the environment already is left as it is.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+
+_MALLOC = {
+    'MALLOC_MMAP_THRESHOLD_': str(32 << 20),  # the most that glibc accepts
+    'MALLOC_TRIM_THRESHOLD_': str(4 << 30),
+}
+_PROFILES = 'FASTRTPS_DEFAULT_PROFILES_FILE'
+_OTHER_PROFILES = (_PROFILES, 'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTDDS_BUILTIN_TRANSPORTS')
+_SHARED_MEMORY = Path('/dev/shm')
+_NEEDED = 1 << 30  # bytes free in it: each process takes a segment; containers often have 64 MB in all
+
+
+def tuning(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables to be added to an environment, for processes that begin with it."""
+    added = {name: value for name, value in _MALLOC.items() if name not in environment}
+    is_own = any(name in environment for name in _OTHER_PROFILES)
+    if not is_own and _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free > _NEEDED:
+        added[_PROFILES] = str(Path(get_package_share_directory('slam3r_ros'), 'config', 'fastdds.xml'))
+    return added
