@@ -3,10 +3,12 @@
 import cv2
 import numpy as np
 import pytest
-from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+from slam3r_ros.bench.damage import decode, encode
 from slam3r_ros.values import Intrinsics
+from slam3r_ros.video import bag
 from slam3r_ros.video.pixels import PixelError, decompress, to_rgb
 from slam3r_ros.video.source import VideoError, open_source
 from slam3r_ros.video.undistort import DistortionError, Undistorter
@@ -55,14 +57,37 @@ def info(i, distortion=(0.0, 0.0, 0.0, 0.0, 0.0), model='plumb_bob', focal=70.0,
                                                np.eye(3).ravel(), p, 0, 0, roi)
 
 
-def record(path, topics, storage=StoragePlugin.MCAP):
+def video_store(kind):
+    store = get_typestore(Stores.ROS2_JAZZY)
+    store.register(get_types_from_msg(bag._DEFINITIONS[kind], kind))
+    return store
+
+
+def video(kind, packets, encoding, stamped=True):
+    """Return what makes the i-th message of a video."""
+    message_type = video_store(kind).types[kind]
+
+    def make(i):
+        data, head = np.frombuffer(packets[i], np.uint8), header(i, stamped)
+        if kind == bag.FOXGLOVE:
+            return message_type(head.stamp, head.frame_id, data, encoding)
+        return message_type(head, 96, 64, encoding, i, int(i == 0), False, data)
+
+    return make
+
+
+def record(path, topics, storage=StoragePlugin.MCAP, count=COUNT, compression=None):
     """Write a bag of {topic: function that makes the i-th message}."""
-    with Writer(path, version=9, storage_plugin=storage) as writer:
+    writer = Writer(path, version=9, storage_plugin=storage)
+    if compression is not None:
+        writer.set_compression(compression, CompressionFormat.ZSTD)
+    with writer:
         for topic, make in topics.items():
             kind = make(0).__msgtype__
-            connection = writer.add_connection(topic, kind, typestore=STORE)
-            for i in range(COUNT):
-                writer.write(connection, START + i * PERIOD + LATE, STORE.serialize_cdr(make(i), kind))
+            store = video_store(kind) if kind in bag._DEFINITIONS else STORE
+            connection = writer.add_connection(topic, kind, typestore=store)
+            for i in range(count):
+                writer.write(connection, START + i * PERIOD + LATE, store.serialize_cdr(make(i), kind))
     return str(path)
 
 
@@ -81,6 +106,59 @@ def test_images_of_every_kind_come_as_rgb(tmp_path, make, storage):
     assert [frame.last for frame in frames] == [False, False, False, True]
     assert source.frames == COUNT and source.fps == pytest.approx(10) and source.skipped == 0
     assert frames[0].intrinsics is None
+
+
+@pytest.mark.parametrize('mode', [CompressionMode.FILE, CompressionMode.MESSAGE,
+                                  CompressionMode.STORAGE])  # fmt: skip
+@pytest.mark.parametrize('storage', StoragePlugin)
+def test_compressed_bags(tmp_path, storage, mode):
+    if (storage, mode) == (StoragePlugin.SQLITE3, CompressionMode.STORAGE):
+        pytest.skip('SQLite has no compression of its own')
+    path = record(tmp_path / 'bag', {'/image': raw}, storage, compression=mode)
+    np.testing.assert_array_equal([frame.image for frame in open_source(path)], [image(i) for i in range(COUNT)])
+
+
+@pytest.mark.parametrize('kind, encoding', [(bag.FFMPEG, 'h264;yuv420p;bgr8'), (bag.FOXGLOVE, 'h264')])
+@pytest.mark.parametrize('stamped', [True, False])
+def test_video_in_messages(tmp_path, kind, encoding, stamped):
+    packets = encode({'bf': '0'}, 12)
+    topics = {'/a/image_raw/ffmpeg': video(kind, packets, encoding, stamped), '/a/camera_info': info}
+    source = open_source(record(tmp_path / 'bag', topics, count=12))
+    frames = list(source)
+    np.testing.assert_array_equal([frame.image for frame in frames], decode(packets))
+    assert [frame.stamp for frame in frames] == [START + i * PERIOD + (0 if stamped else LATE) for i in range(12)]
+    assert source.skipped == 0 and frames[-1].last
+    assert frames[0].intrinsics == Intrinsics(70, 70, 40, 32).scaled(96 / WIDTH, 64 / HEIGHT)
+
+
+@pytest.mark.parametrize('kind', bag._DEFINITIONS)
+def test_a_damaged_message_of_video_costs_what_needs_it(tmp_path, kind):
+    packets = encode({'bf': '0'}, 12, gop=6)
+    clean = decode(packets)
+    packets[3] = packets[3][: len(packets[3]) // 2]
+    source = open_source(record(tmp_path / 'bag', {'/image': video(kind, packets, 'h264')}, count=12))
+    frames = list(source)
+    assert [frame.id for frame in frames] == [0, 1, 2, *range(6, 12)] and source.skipped == 3
+    np.testing.assert_array_equal([frame.image for frame in frames], [clean[frame.id] for frame in frames])
+    assert [frame.stamp for frame in frames] == [START + frame.id * PERIOD for frame in frames]
+
+
+def test_another_codec_in_the_midst_of_a_topic(tmp_path):
+    packets = {'h264': encode({'bf': '0'}, 6), 'h265': encode({'x265-params': 'log-level=none:bframes=0'}, 6, codec='libx265')}
+    makers = [video(bag.FOXGLOVE, packets[codec], codec) for codec in ('h264', 'h265')]
+
+    def make(i):
+        message = makers[i // 6](i % 6)
+        return type(message)(header(i).stamp, message.frame_id, message.data, message.format)
+
+    source = open_source(record(tmp_path / 'bag', {'/image': make}, count=12))
+    assert [frame.id for frame in source] == list(range(12)) and source.skipped == 0
+
+
+def test_an_unknown_video_codec_is_refused(tmp_path):
+    path = record(tmp_path / 'bag', {'/video': video(bag.FOXGLOVE, encode({}, 4), 'wmv9')})
+    with pytest.raises(VideoError, match="no image that can be decoded ./video: codec 'wmv9' is not supported"):
+        open_source(path)
 
 
 def test_grey_and_jpeg(tmp_path):
@@ -148,7 +226,7 @@ def test_a_broken_picture_is_skipped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize('topics, reason', [
-    ({'/a/camera_info': info}, 'no Image or CompressedImage topic; its topics: /a/camera_info .sensor_msgs/msg/CameraInfo.'),
+    ({'/a/camera_info': info}, 'no Image, CompressedImage or video topic; its topics: /a/camera_info .sensor_msgs/msg/CameraInfo.'),
     ({'/depth': depth}, "no image that can be decoded .*/depth: image encoding '16UC1' is not supported"),
     ({'/a/image_raw': raw, '/a/camera_info': lambda i: info(i, (0.1, 0.1), 'thin_prism')}, "model 'thin_prism'"),
 ])

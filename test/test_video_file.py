@@ -147,7 +147,7 @@ def no_frames(path):
 
 @pytest.mark.parametrize('name, make, reason', [
     ('none.mp4', lambda path: None, 'does not exist'),
-    ('folder', lambda path: path.mkdir(), 'is a folder but no rosbag2'),
+    ('folder', lambda path: path.mkdir(), 'holds no .jpg, .jpeg, .png file, and is no rosbag2'),
     ('empty.mp4', lambda path: path.touch(), 'is empty'),
     ('text.mp4', lambda path: path.write_text('To be or not to be.\n' * 99), 'not a video that FFmpeg can read'),
     ('sound.wav', sound, 'holds audio, no video'),
@@ -172,8 +172,8 @@ def test_a_file_without_permission_is_refused(tmp_path):
         open_source(path)
 
 
-def test_no_input_and_streams_are_refused():
-    with pytest.raises(VideoError, match='no input'):
+def test_what_names_no_source_is_refused():
+    with pytest.raises(VideoError, match='no input was given; give a video file'):
         open_source('')
-    with pytest.raises(VideoError, match='rtsp streams are not available yet'):
-        open_source('rtsp://camera/stream')
+    with pytest.raises(VideoError, match='gopher is not supported; give ws, wss, rtsp'):
+        open_source('gopher://host/video')

@@ -4,20 +4,32 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
 
 from slam3r_ros.values import Frame
+from slam3r_ros.video.picture import NANOSECONDS, Picture, VideoError, check_size, number, one_line
 from slam3r_ros.video.pixels import PixelError, decompress, to_rgb
-from slam3r_ros.video.source import Picture, VideoError, check_size, number
 from slam3r_ros.video.undistort import DistortionError, Undistorter, is_rectified
 
-NANOSECONDS = 1_000_000_000  # in a second
 RAW, COMPRESSED, CAMERA_INFO = (f'sensor_msgs/msg/{name}' for name in ('Image', 'CompressedImage', 'CameraInfo'))
+FFMPEG, FOXGLOVE = 'ffmpeg_image_transport_msgs/msg/FFMPEGPacket', 'foxglove_msgs/msg/CompressedVideo'
+IMAGES = (RAW, COMPRESSED, FFMPEG, FOXGLOVE)  # the first are preferred
+_TRANSPORTS = ('/compressed', '/ffmpeg', '/foxglove')  # what image_transport appends to a topic
+_PATIENCE = {RAW: 1, COMPRESSED: 1, FFMPEG: 600, FOXGLOVE: 600}  # messages in which the first whole picture must be
+
+# For bags that bring no definitions.
+_DEFINITIONS = {
+    FFMPEG: 'std_msgs/Header header\nint32 width\nint32 height\nstring encoding\nuint64 pts\nuint8 flags\n'
+    'bool is_bigendian\nuint8[] data\n',
+    FOXGLOVE: 'builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n',
+}
 
 
 class Bag:
@@ -28,19 +40,19 @@ class Bag:
 
         Args:
             path: A folder with metadata.yaml, or one .mcap or .db3 file.
-            topic: The image topic; by default raw images go before compressed ones, then those with a CameraInfo
-                beside them, then the topic with the most messages.
+            topic: The image topic; by default raw images go before compressed ones and these before video, then
+                those with a CameraInfo beside them, then the topic with the most messages.
 
         Raises:
             VideoError: The bag is broken, or no topic has images that can be decoded.
         """
-        self.skipped = 0
+        self.skipped, self._reason = 0, ''
         try:
-            self._reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY))
+            self._reader = AnyReader([path], default_typestore=_types())
             self._open = ExitStack()
             self._open.enter_context(self._reader)
         except Exception as error:  # rosbags trusts its input: a broken file may raise anything
-            raise VideoError(f'{path}: is not a rosbag2 that can be read ({_one_line(error)})') from error
+            raise VideoError(f'{path}: is not a rosbag2 that can be read ({one_line(error)})') from error
         try:
             self._images = self._choose(path, topic)
             self.name = f'{path} {self._images.topic}'
@@ -62,30 +74,39 @@ class Bag:
 
     def _choose(self, path: Path, topic: str) -> Connection:
         """Return the image topic to read."""
-        images = [c for c in self._reader.connections if c.msgtype in (RAW, COMPRESSED) and c.msgcount]
+        images = [c for c in self._reader.connections if c.msgtype in IMAGES and c.msgcount]
         wanted = [c for c in images if topic in ('', c.topic)]
         reasons = []
         for connection in sorted(wanted, key=self._preference):
             try:
-                message, _ = next(self._messages(connection))
-                height, width = _decode(connection, message).shape[:2]
-            except PixelError as error:  # a depth image, say
-                reasons.append(f'{connection.topic}: {error}')
+                pictures = islice(self._decoded(connection), _PATIENCE[connection.msgtype])
+                first = next((each for each in pictures if each is not None), None)
+            except VideoError as error:
+                reasons.append(str(error))
                 continue
-            check_size(f'{path} {connection.topic}', width, height)
+            if first is None:  # a depth image, say
+                reasons.append(f'{connection.topic}: {self._reason or "no key picture"}')
+                continue
+            self._height, self._width = first.image.shape[:2]
+            check_size(f'{path} {connection.topic}', self._width, self._height)
             return connection
         if wanted:
             raise VideoError(f'{path}: has no image that can be decoded ({"; ".join(reasons)})')
         topics = ', '.join(f'{c.topic} ({c.msgtype})' for c in self._reader.connections) or 'none'
-        what = f'no images on topic {topic}' if topic else 'no Image or CompressedImage topic'
+        what = f'no images on topic {topic}' if topic else 'no Image, CompressedImage or video topic'
         raise VideoError(f'{path}: has {what}; its topics: {topics}')
 
     def _preference(self, connection: Connection) -> tuple:
-        return connection.msgtype != RAW, self._info_beside(connection) is None, -connection.msgcount, connection.topic
+        return (
+            IMAGES.index(connection.msgtype), self._info_beside(connection) is None, -connection.msgcount, connection.topic
+        )  # fmt: skip
 
     def _info_beside(self, images: Connection) -> Connection | None:
         """Return the CameraInfo topic of the same camera: <camera>/camera_info beside <camera>/image_raw[/...]."""
-        base = images.topic.removesuffix('/compressed').rpartition('/')[0]
+        base = images.topic
+        for transport in _TRANSPORTS:
+            base = base.removesuffix(transport)
+        base = base.rpartition('/')[0]
         for connection in self._reader.connections:
             if connection.msgtype == CAMERA_INFO and connection.topic == f'{base}/camera_info' and connection.msgcount:
                 return connection
@@ -97,24 +118,50 @@ class Bag:
         if connection is None:
             return None
         info, _ = next(self._messages(connection))
-        message, _ = next(self._messages(self._images))
-        height, width = _decode(self._images, message).shape[:2]
         try:
-            return Undistorter.from_calibration(info, width, height, is_rectified(self._images.topic))
+            return Undistorter.from_calibration(info, self._width, self._height, is_rectified(self._images.topic))
         except DistortionError as error:
             raise VideoError(f'{self.name}: {error}') from None
 
     def _pictures(self) -> Iterator[Picture | None]:
         intrinsics = self._undistorter.intrinsics if self._undistorter else None
-        for message, bag_time in self._messages(self._images):
-            try:
-                image = _decode(self._images, message)
-            except PixelError:
+        for picture in self._decoded(self._images):
+            if picture is None:
                 self.skipped += 1
                 yield None
-                continue
-            stamp = message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec
-            yield Picture(stamp or bag_time, self._undistorter(image) if self._undistorter else image, intrinsics)
+            else:
+                image = self._undistorter(picture.image) if self._undistorter else picture.image
+                yield Picture(picture.stamp, image, intrinsics)
+
+    def _decoded(self, connection: Connection) -> Iterator[Picture | None]:
+        """Yield the pictures of a topic as they are; None for each that is lost."""
+        if connection.msgtype in (FFMPEG, FOXGLOVE):
+            yield from self._decoded_video(connection)
+            return
+        for message, bag_time in self._messages(connection):
+            try:
+                image = _decode(connection, message)
+            except PixelError as error:
+                self._reason = str(error)
+                yield None
+            else:
+                yield Picture(_nanoseconds(message.header.stamp) or bag_time, image)
+
+    def _decoded_video(self, connection: Connection) -> Iterator[Picture | None]:
+        from slam3r_ros.video.streams import PacketStream  # one needs no PyAV for images
+
+        name, stream = connection.topic, None
+        for message, bag_time in self._messages(connection):
+            is_foxglove = connection.msgtype == FOXGLOVE
+            encoding = message.format if is_foxglove else message.encoding
+            if stream is None or encoding != stream.encoding:
+                if stream is not None:
+                    yield from stream.flush()
+                stream = PacketStream(name, encoding)
+            stamp = _nanoseconds(message.timestamp if is_foxglove else message.header.stamp)
+            yield from stream.feed(message.data.tobytes(), stamp or bag_time)
+        if stream is not None:
+            yield from stream.flush()
 
     def _messages(self, connection: Connection) -> Iterator[tuple[object, int]]:
         """Yield the messages of a topic and the bag's time in nanoseconds."""
@@ -122,15 +169,24 @@ class Bag:
             for _, time, data in self._reader.messages([connection]):
                 yield self._reader.deserialize(data, connection.msgtype), time
         except Exception as error:  # as above
-            raise VideoError(f'{self._reader.paths[0]}: is broken ({_one_line(error)}); record it again') from error
+            raise VideoError(f'{self._reader.paths[0]}: is broken ({one_line(error)}); record it again') from error
 
 
 def _decode(connection: Connection, message: object) -> np.ndarray:
     """Return the pixels of an Image or CompressedImage, (H, W, 3) uint8 RGB."""
     if connection.msgtype == RAW:
-        return to_rgb(message.data, message.encoding, message.width, message.height, message.step)
+        big_endian = bool(message.is_bigendian)
+        return to_rgb(message.data, message.encoding, message.width, message.height, message.step, big_endian)
     return decompress(message.data)
 
 
-def _one_line(error: BaseException) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__
+def _nanoseconds(stamp: object) -> int:
+    return stamp.sec * NANOSECONDS + stamp.nanosec
+
+
+def _types() -> Typestore:
+    """Return the types of Jazzy and of video."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for name, definition in _DEFINITIONS.items():
+        store.register(get_types_from_msg(definition, name))
+    return store

@@ -11,32 +11,38 @@ import numpy as np
 from av.stream import Disposition
 
 from slam3r_ros.values import Frame
-from slam3r_ros.video.source import Picture, VideoError, check_size, number
+from slam3r_ros.video.decoder import Decoder, accelerator, picture
+from slam3r_ros.video.picture import NANOSECONDS, Picture, VideoError, check_size, number
 
-NANOSECONDS = 1_000_000_000  # in a second
+_PLAYLISTS = {'hls', 'concat', 'dash', 'imf'}  # formats that name other files
 
 
 class VideoFile:
     """Decodes a video file; a `Source`."""
 
-    def __init__(self, path: Path, stamp_offset: int = 0) -> None:
+    def __init__(self, path: Path, stamp_offset: int = 0, hardware: str = '') -> None:
         """Open the file and decode its first picture.
 
         Args:
             path: The file.
             stamp_offset: Nanoseconds that are added to the time from the beginning of the video.
+            hardware: As in `Decoder.of`.
 
         Raises:
             VideoError: The file holds no video that can be decoded.
         """
-        self.name, self.skipped = str(path), 0
+        self.name = str(path)
         self._offset = stamp_offset
         try:
-            self._container = av.open(self.name)
+            options = {'protocol_whitelist': 'file'}  # what a file names is not fetched
+            self._container = av.open(f'file:{path}', 'r', options=options, hwaccel=accelerator(hardware))
         except av.FFmpegError as error:
             raise VideoError(f'{path}: is not a video that FFmpeg can read ({error.strerror})') from None
         try:
-            self._stream = self._find_stream()
+            if _PLAYLISTS & set(self._container.format.name.split(',')):
+                raise VideoError(f'{path}: is a playlist of other files; give one of those')
+            self._stream = find_stream(self.name, self._container)
+            self._decoder = Decoder(self._stream.codec_context)
             self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 30)
             self.frames = self._stream.frames or self._estimate()
             # The first picture tells here and now whether anything can be decoded.
@@ -53,6 +59,11 @@ class VideoFile:
             self._container.close()
             raise
 
+    @property
+    def skipped(self) -> int:
+        """Pictures that could not be decoded so far."""
+        return self._decoder.skipped
+
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames, once."""
         return number(self.name, self._pictures)
@@ -61,20 +72,6 @@ class VideoFile:
         """Close the file."""
         self._container.close()
 
-    def _find_stream(self) -> av.VideoStream:
-        # The cover picture of a music file is a video stream too.
-        streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams:
-            kinds = ', '.join(sorted({stream.type for stream in self._container.streams}))
-            raise VideoError(f'{self.name}: holds {kinds or "no stream at all"}, no video; give a file with video')
-        stream = streams[0]
-        if stream.codec_context is None:
-            raise VideoError(f'{self.name}: its video codec is unknown to this FFmpeg; convert it to H.264')
-        if stream.width and stream.height:
-            check_size(self.name, stream.width, stream.height)
-        stream.thread_type = 'AUTO'
-        return stream
-
     def _estimate(self) -> int | None:
         if self._stream.duration:
             return round(self._stream.duration * self._stream.time_base * self.fps)
@@ -82,15 +79,15 @@ class VideoFile:
 
     def _decode(self) -> Iterator[Picture | None]:
         """Yield pictures in the order of presentation; None for each that cannot be decoded."""
-        stamp, period = None, round(NANOSECONDS / self.fps)
-        for frame in self._decoded_frames():
-            if frame is None or frame.is_corrupt:
-                self.skipped += 1
+        stamp, period, quarters = None, round(NANOSECONDS / self.fps), None
+        for frame in decoded_frames(self._container, self._stream, self._decoder):
+            if frame is None:
                 yield None
                 continue
-            check_size(self.name, frame.width, frame.height)
-            image = frame.to_ndarray(format='rgb24')
-            if quarters := round(frame.rotation / 90) % 4:
+            image = picture(self.name, frame, 0).image
+            if quarters is None:  # of the whole file
+                quarters = round(frame.rotation / 90) % 4
+            if quarters:
                 image = np.ascontiguousarray(np.rot90(image, quarters))
             presented = self._presentation_time(frame)
             # Bare H.264 has no times, and broken files repeat them; stamps must rise.
@@ -99,25 +96,47 @@ class VideoFile:
             stamp = presented
             yield Picture(self._offset + stamp, image)
 
-    def _decoded_frames(self) -> Iterator[av.VideoFrame | None]:
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError:  # the rest of a truncated file
-                yield None
-                return
-            if packet is None:
-                return
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                frames = [None]
-            yield from frames
-
     def _presentation_time(self, frame: av.VideoFrame) -> int | None:
         """Return nanoseconds since the beginning of the stream."""
         if frame.pts is None:
             return None
-        unit, start = frame.time_base, self._stream.start_time or 0
+        unit, start = self._stream.time_base, self._stream.start_time or 0
         return (frame.pts - start) * NANOSECONDS * unit.numerator // unit.denominator
+
+
+def find_stream(name: str, container: av.container.InputContainer) -> av.VideoStream:
+    """Return the video stream of a container.
+
+    Raises:
+        VideoError: There is none that can be decoded.
+    """
+    # The cover picture of a music file is a video stream too.
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not streams:
+        kinds = ', '.join(sorted({stream.type for stream in container.streams}))
+        raise VideoError(f'{name}: holds {kinds or "no stream at all"}, no video; give a file with video')
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise VideoError(f'{name}: its video codec is unknown to this FFmpeg; convert it to H.264')
+    if stream.width and stream.height:
+        check_size(name, stream.width, stream.height)
+    return stream
+
+
+def decoded_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, decoder: Decoder
+) -> Iterator[av.VideoFrame | None]:
+    """Yield the frames of a stream to its end; None for each that is lost."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError:  # the rest of a truncated file
+            decoder.skipped += 1
+            yield from decoder.flush()
+            yield None
+            return
+        if packet is None:
+            yield from decoder.flush()
+            return
+        yield from decoder.decode(packet)

@@ -1,0 +1,74 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What all sources share: their pictures, the numbering of frames, limits and errors."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from slam3r_ros.values import Frame, Intrinsics
+
+NANOSECONDS = 1_000_000_000  # in a second
+MIN_SIDE = 64  # pixels; less shows too little to map
+MAX_PIXELS = 36864 * 256  # the largest picture of H.264 level 5.2; about 4096x2304
+
+
+class VideoError(ValueError):
+    """A video cannot be opened or read on; the message, one line, names it, the reason and the way out."""
+
+
+class Picture(NamedTuple):
+    """What a source reads before frames are numbered."""
+
+    stamp: int  # nanoseconds
+    image: np.ndarray  # (H, W, 3) uint8 RGB, undistorted
+    intrinsics: Intrinsics | None = None
+
+
+def check_size(name: object, width: int, height: int) -> None:
+    """Refuse pictures that are too small to map or too large to decode.
+
+    Raises:
+        VideoError: naming `name`, the size and the limit.
+    """
+    if min(width, height) < MIN_SIDE:
+        raise VideoError(f'{name}: is {width}x{height}, too small to map; each side needs {MIN_SIDE} pixels or more')
+    if width * height > MAX_PIXELS:
+        raise VideoError(f'{name}: is {width}x{height}, too large; scale it to {MAX_PIXELS / 1e6:.1f} megapixels or less')
+
+
+def number(name: object, pictures: Iterable[Picture | None]) -> Iterator[Frame]:
+    """Make frames of pictures: count them, find the last one, and see that their size stays.
+
+    A picture that is None could not be decoded; it counts, but gives no frame.
+
+    Raises:
+        VideoError: The size changes.
+    """
+    waiting: Frame | None = None
+    for i, picture in enumerate(pictures):
+        if picture is None:
+            continue
+        if waiting is not None:
+            if picture.image.shape != waiting.image.shape:
+                (height, width), (old_height, old_width) = picture.image.shape[:2], waiting.image.shape[:2]
+                raise VideoError(
+                    f'{name}: changes size at frame {i} from {old_width}x{old_height} to {width}x{height}; '
+                    'cut it there or scale it to one size'
+                )
+            yield waiting
+        waiting = Frame(i, picture.stamp, picture.image, picture.intrinsics)
+    if waiting is not None:
+        yield Frame(waiting.id, waiting.stamp, waiting.image, waiting.intrinsics, last=True)
+
+
+def printable(uri: str) -> str:
+    """Return a URI for logs: without user, password, and what its query says, which may be a token."""
+    return re.sub(r'\?.*', '?...', re.sub(r'//[^/?#]*@', '//...@', uri)) if '://' in uri else uri
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error in one line."""
+    return ' '.join(str(error).split()) or type(error).__name__
