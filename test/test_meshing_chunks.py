@@ -93,3 +93,11 @@ def test_never_more_markers_than_allowed_and_nothing_is_lost():
     late = Display()
     late.take(chunks.shown())
     assert late.markers.keys() == display.markers.keys() and late.triangles() == display.triangles()
+
+
+def test_a_new_small_map_is_shown_in_small_chunks_again():
+    chunks, display = DisplayChunks(size=1, max_chunks=8), Display()
+    display.take(chunks.apply(update(*(block(x, 0, 0) for x in range(30)))))
+    assert chunks.size > 1
+    display.take(chunks.apply(update(block(0, 0, 0), block(1, 0, 0), full=True)))
+    assert chunks.size == 1 and len(display.markers) == 2 and display.triangles() == 4

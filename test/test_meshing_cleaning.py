@@ -1,12 +1,12 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Normals, and fewer triangles."""
+"""Normals, specks, and fewer triangles."""
 
 import numpy as np
 import pytest
 from meshing_scenes import ROOM, keyframe, room_depth, room_poses
 
-from slam3r_ros.meshing.cleaning import decimate, weld
+from slam3r_ros.meshing.cleaning import decimate, remove_small_components, weld
 from slam3r_ros.meshing.mesher import BlockMesher
 from slam3r_ros.meshing.normals import face_normals, vertex_normals
 
@@ -65,3 +65,15 @@ def test_vertex_normals_weigh_by_area_and_know_of_none():
     np.testing.assert_allclose(normals[1], [0, 0, 1])
     np.testing.assert_allclose(normals[0], np.array([3, 0, 1]) / np.sqrt(10))  # the second is three times as large
     assert not normals[4].any()
+
+
+def test_pieces_of_few_triangles_go_with_their_vertices():
+    vertices, colors, triangles = grid(3)
+    speck = vertices[triangles[0]] + 5
+    together = weld(np.concatenate((speck, vertices)), np.concatenate((colors[:3], colors)),
+                    np.concatenate(([[0, 1, 2]], triangles + 3)))
+    kept = remove_small_components(*together, 2)
+    assert len(kept[0]) == len(kept[1]) == len(vertices) and len(kept[2]) == len(triangles)
+    assert kept[0].max() == 1 and area(kept[0], kept[2]) == pytest.approx(1)
+    assert len(remove_small_components(*together, 1)[2]) == len(triangles) + 1
+    assert not any(map(len, remove_small_components(*together, 100)))

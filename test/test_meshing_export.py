@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import trimesh
 
-from slam3r_ros.meshing.cleaning import remove_small_components, weld
+from slam3r_ros.meshing.cleaning import weld
 from slam3r_ros.meshing.export import ExportError, write_cloud, write_mesh
 
 
 def two_triangles():
-    """Return a mesh of two triangles that share an edge, its vertices doubled, and a far speck."""
+    """Return a mesh of two triangles that share an edge, and a far speck."""
     table = [[0, 0, 0], [1, 0, 0], [0, 0, 2], [1, 0, 0], [1, 0, 2], [0, 0, 2]]
     vertices = np.array(table + [[9, 9, 9], [9, 8, 9], [9, 9, 8]], np.float32)
     red, green, blue, other = [255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 128, 200]
     colors = np.array([red, green, blue, green, other, blue] + [[7, 8, 9]] * 3, np.uint8)
-    return vertices, colors, np.arange(9, dtype=np.uint32).reshape(3, 3)
+    return weld(vertices, colors, np.arange(9, dtype=np.uint32).reshape(3, 3))
 
 
 def looked_up(mesh, colors, position):
@@ -57,13 +57,6 @@ def test_cloud_round_trip(tmp_path):
     assert np.array_equal(cloud.colors[:, :3], colors)
 
 
-def test_small_pieces_can_be_left_out(tmp_path):
-    write_mesh(tmp_path / 'mesh.ply', *two_triangles(), min_component=2)
-    assert len(trimesh.load_mesh(tmp_path / 'mesh.ply', process=False).faces) == 2
-    vertices, colors, triangles = remove_small_components(*weld(*two_triangles()), 2)
-    assert len(vertices) == len(colors) == 4 and sorted(np.unique(triangles)) == [0, 1, 2, 3]
-
-
 def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path, monkeypatch):
     path = tmp_path / 'mesh.ply'
     path.write_bytes(b'old')
@@ -92,8 +85,6 @@ def test_errors_name_the_file_and_the_way_out(tmp_path):
         write_cloud(tmp_path / 'cloud.glb', *two_triangles()[:2])
     with pytest.raises(ExportError, match='empty'):
         write_cloud(tmp_path / 'cloud.ply', *nothing[:2])
-    with pytest.raises(ExportError, match='empty'):
-        write_mesh(tmp_path / 'mesh.ply', *two_triangles(), min_component=100)
     (tmp_path / 'folder.ply').mkdir()
     with pytest.raises(ExportError, match='directory'):
         write_mesh(tmp_path / 'folder.ply', *two_triangles())

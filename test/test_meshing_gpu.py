@@ -15,6 +15,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -202,15 +203,15 @@ def test_bad_keyframes_add_nothing(cuda, spoil):
     assert mesher.counters['blocks'] == 0 and mesher.update() is None and not len(mesher.mesh()[0])
 
 
-@pytest.mark.parametrize('cupy', ['absent', 'without a driver'])
+@pytest.mark.parametrize('cupy', ['absent', 'without a driver', 'without a word'])
 def test_without_a_gpu_there_is_the_cpu_and_a_reason(cupy, monkeypatch):
     broken = None  # importing it raises
-    if cupy == 'without a driver':
-        broken = ModuleType('cupy')
-        broken.__version__, broken.arange = '13.6', lambda count: 1 / 0
+    if cupy != 'absent':
+        broken, said = ModuleType('cupy'), ['no driver\nmore'] if cupy == 'without a driver' else []
+        broken.__version__, broken.arange = '13.6', Mock(side_effect=RuntimeError(*said))
     monkeypatch.setitem(sys.modules, 'cupy', broken)
     assert choose('auto') == 'cpu' and choose('numpy') == 'numpy'
-    cause = 'CuPy cannot be imported' if cupy == 'absent' else 'CuPy 13.6 fails with ZeroDivisionError'
+    cause = 'CuPy cannot be imported' if cupy == 'absent' else 'CuPy 13.6 fails with RuntimeError'
     with pytest.raises(DeviceError, match=f"'cuda' cannot be used: {cause}.*take 'cpu'"):
         BlockMesher(VOXEL, device='cuda')
 

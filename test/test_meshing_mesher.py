@@ -12,6 +12,7 @@ from meshing_scenes import HEIGHT, ROOM, WIDTH, around, keyframe, look_at, room_
 
 from slam3r_ros.mapping.frames import rigid
 from slam3r_ros.meshing import mesher as mesher_module
+from slam3r_ros.meshing.backend import DeviceError
 from slam3r_ros.meshing.cleaning import weld
 from slam3r_ros.meshing.mesher import BOOK_BYTES, RING_BYTES, BlockMesher
 from slam3r_ros.meshing.tsdf import BLOCK_BYTES
@@ -195,7 +196,7 @@ def test_snapshot_takes_nothing_from_the_next_update():
 @pytest.mark.parametrize('to_host', ['cpu', 'get'])  # of torch, of CuPy
 def test_arrays_of_a_gpu_come_to_a_mesher_on_the_cpu(to_host):
     frame = room_keyframes(1)[0]
-    there = {name: SimpleNamespace(**{to_host: getattr(frame, name).copy})
+    there = {name: SimpleNamespace(**{to_host: getattr(frame, name).copy}, shape=getattr(frame, name).shape)
              for name in ('pointmap', 'confidence', 'colors')}
     one, other = BlockMesher(VOXEL, device='cpu'), BlockMesher(VOXEL, device='cpu')
     one.integrate(replace(frame, **there))
@@ -255,6 +256,39 @@ def test_what_is_remembered_of_keyframes_is_bounded():
     assert mesher.counters['duplicates'] == 1 and mesher.counters['late'] == 1
 
 
+def corridor(steps):
+    """Yield keyframes that look at a wall, each further along."""
+    for i in range(steps):
+        pose = look_at((0.6 * i, 0, 0), (0.6 * i + 1, 0.01, 0))
+        yield keyframe(np.full((HEIGHT, WIDTH), 1.2), pose, id=i)
+
+
+def test_what_nobody_asks_for_is_not_remembered_for_ever():
+    """And is told rightly when somebody does ask."""
+    lonely, followed, told = BlockMesher(VOXEL, max_blocks=150), BlockMesher(VOXEL, max_blocks=150), {}
+    for frame in corridor(60):
+        for mesher in (lonely, followed):
+            mesher.integrate(frame)
+        followed.update()
+        assert len(lonely.volume.dirty) <= 4 * 150
+        if frame.id in (3, 59):  # what it tells first is gone in the end
+            told |= {block.index: len(block.triangles) for block in lonely.update().blocks}
+    assert followed.counters['dropped'] > 1000
+    assert_same_mesh(lonely.mesh(), followed.mesh())
+    assert {index for index, count in told.items() if count} == {block.index for block in followed.snapshot().blocks}
+
+
+def test_snapshots_alone_make_the_next_update_a_full_one_in_the_end():
+    mesher = BlockMesher(VOXEL, max_blocks=150)
+    mesher.integrate(room_keyframes(1)[0])
+    assert not mesher.update().full
+    for frame in corridor(60):
+        mesher.integrate(frame)
+        assert mesher.snapshot().full and len(mesher._changed) <= 4 * 150
+    update = mesher.update()
+    assert update.full and {block.index for block in update.blocks} == {block.index for block in mesher.snapshot().blocks}
+
+
 @pytest.mark.parametrize('spoil', [
     lambda frame: replace(frame, pointmap=np.full_like(frame.pointmap, np.nan)),
     lambda frame: replace(frame, pointmap=np.full_like(frame.pointmap, np.inf)),
@@ -292,3 +326,42 @@ def test_keyframes_with_an_unusable_lens_are_rejected(spoilt):
     frame, mesher = room_keyframes(1)[0], BlockMesher(VOXEL)
     mesher.integrate(replace(frame, intrinsics=frame.intrinsics._replace(**spoilt)))
     assert mesher.counters['rejected'] == 1 and mesher.counters['blocks'] == 0 and mesher.update() is None
+
+
+@pytest.mark.parametrize('name', ['pointmap', 'confidence', 'colors'])
+def test_keyframes_whose_arrays_differ_in_size_are_rejected(name):
+    """A revision, too: then the earlier one stays."""
+    frame, mesher = room_keyframes(1)[0], BlockMesher(VOXEL)
+    mesher.integrate(frame)
+    before = mesher.mesh()
+    mesher.integrate(replace(frame, revision=1, **{name: getattr(frame, name)[:-1]}))
+    assert mesher.counters['rejected'] == 1 and mesher.counters['keyframes'] == 1
+    assert_same_mesh(mesher.mesh(), before)
+
+
+def test_a_revision_that_cannot_be_taken_leaves_the_earlier_one_where_it_is():
+    frame, mesher = room_keyframes(1)[0], BlockMesher(VOXEL)
+    mesher.integrate(frame)
+    before = mesher.mesh()
+    with pytest.raises(TypeError):
+        mesher.integrate(replace(frame, revision=1, pointmap=np.full(frame.pointmap.shape, {})))
+    assert mesher.counters['keyframes'] == 1 and len(before[0]) > 1000
+    assert_same_mesh(mesher.mesh(), before)
+
+
+def test_another_voxel_size_begins_anew():
+    frame, mesher, fresh = room_keyframes(1)[0], BlockMesher(VOXEL), BlockMesher(2 * VOXEL)
+    mesher.integrate(frame)
+    assert mesher.update().sequence == 1
+    mesher.reset(3, 2 * VOXEL)
+    frame = replace(frame, map_id=3)
+    for each in (mesher, fresh):
+        each.integrate(frame)
+    assert_same_mesh(mesher.mesh(), fresh.mesh())
+    update = mesher.update()
+    assert update.full and update.sequence == 2 and update.block_size == fresh.block_size == 16 * VOXEL
+
+
+def test_a_volume_too_large_for_the_machine_is_an_error_that_says_so():
+    with pytest.raises(DeviceError, match='102400000000 MB of voxels .*; allow less memory'):
+        BlockMesher(VOXEL, max_blocks=10**13)

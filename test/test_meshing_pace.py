@@ -98,6 +98,13 @@ def test_figures_count_updates_and_time_from_the_oldest_keyframe():
     assert figures.values(15.05)['mesh_fps'] == 1.0
 
 
+def test_updates_of_long_ago_are_forgotten_though_nobody_reads_the_figures():
+    figures = MeshFigures()
+    for now in range(1000):
+        figures.published(now)
+    assert len(figures._updates) <= 11
+
+
 def test_keyframes_that_nothing_shows_do_not_wait():
     figures = MeshFigures()
     figures.keyframe_came(0.0)

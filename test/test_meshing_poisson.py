@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Poisson surface; Open3D is faked where its absence and its crashes are what matters."""
 
+import signal
+
 import numpy as np
 import pytest
 from meshing_scenes import around, keyframe, sphere_depth
@@ -88,3 +90,14 @@ def test_what_is_missing_or_fails_is_said(tmp_path, monkeypatch, code, message):
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     with pytest.raises(PoissonError, match=message):
         reconstruct(*ball(), depth=6)
+
+
+def test_an_interrupt_ends_it_even_when_whoever_started_it_ignores_them(tmp_path, monkeypatch):
+    (tmp_path / 'open3d.py').write_text('import os, signal; os.kill(os.getpid(), signal.SIGINT)')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a node that is ending does
+    try:
+        with pytest.raises(PoissonError, match='status -2 on'):
+            reconstruct(*ball(), depth=6)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -150,3 +150,15 @@ def test_the_ratio_is_of_raw_bytes_to_sent_ones(room):
     raw = sum(array.nbytes for block in updates[0].blocks for array in block[1:])
     assert stream.ratio == pytest.approx(raw / mesh.nbytes)
     assert np.isclose(stream.raw_bytes, raw)
+
+
+def test_blocks_that_went_count_towards_the_bandwidth(room):
+    _, mesher = room
+    block = mesher.snapshot().blocks[0]
+    empty = block._replace(vertices=block.vertices[:0], colors=block.colors[:0], triangles=block.triangles[:0])
+    many = [block._replace(index=(i, 0, 0)) for i in range(500)]
+    stream = DracoStream(0.02, period=1.0)  # 2500 bytes, 125 blocks without a surface
+    stream._shown = {each.index for each in many}
+    stream.put(update_of([empty._replace(index=each.index) for each in many], mesher))
+    sent = [stream.take(float(now)).nbytes for now in range(4)]
+    assert sent == [2500] * 4 and not stream.waiting

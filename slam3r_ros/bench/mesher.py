@@ -98,10 +98,11 @@ def speed(device: str, young: int = 50, old: int = 400, keyframes: int = 100) ->
         keyframes: that both then get in turn.
     """
     meshers = [(start, walked(BlockMesher(rooms.VOXEL, device=device), start)) for start in (young, old)]
-    few, many = 1e3 * np.median(in_turn(meshers, keyframes), axis=0)
+    seconds = in_turn(meshers, keyframes)
+    (few, many), pairs = 1e3 * np.median(seconds, axis=0), seconds[:, 1] / seconds[:, 0]
     yield Figure('integrate and mesh a keyframe of 224 x 224, median', few, 'ms', MILLISECONDS[device])
     yield Figure(f'the same, keyframes {old}-{old + keyframes} to {young}-{young + keyframes}', many / few, 'times', 1.1,
-                 note=f'{many:.1f} to {few:.1f} ms')
+                 note=f'{many:.1f} to {few:.1f} ms; pairs of the same view: {np.median(pairs):.2f}')
 
 
 def walked(mesher: BlockMesher, steps: int) -> BlockMesher:
@@ -116,10 +117,15 @@ def in_turn(meshers: list[tuple[int, BlockMesher]], keyframes: int) -> np.ndarra
 
     Args:
         meshers: each after how many steps it has walked.
-        keyframes: that each gets, one after the other, so that other work on the machine slows all.
+        keyframes: that each gets, one after the other, in turns first and last, so that other work on the machine
+            slows all.
     """
-    return np.array([[update(mesher, rooms.keyframe(start + step)) for start, mesher in meshers]
-                     for step in range(keyframes)])
+    seconds = np.empty((keyframes, len(meshers)))
+    for step in range(keyframes):
+        for i in range(len(meshers))[:: 1 - step % 2 * 2]:
+            start, mesher = meshers[i]
+            seconds[step, i] = update(mesher, rooms.keyframe(start + step))
+    return seconds
 
 
 def beside_open3d(device: str, small: int = rooms.STEPS, large: int = rooms.STEPS,
@@ -213,17 +219,17 @@ def walk_far(device: str, megabytes: float = MEMORY_MB, keyframes: int = LONG) -
     """Walk through many rooms under a memory cap.
 
     Returns:
-        blocks held and dropped, by how many megabytes the process grew, and how many times longer the next keyframes
-        take than in a map of one room.
+        blocks held and dropped, by how many megabytes the process grew, on the GPU too, and how many times longer the
+        next keyframes take than in a map of one room.
     """
     for step in range(rooms.STEPS):  # what is compiled, and the pictures of the scene, are there before
         rooms.keyframe(step)
     walked(BlockMesher(rooms.VOXEL, device=device), 1)
-    before = most = resident()
+    before = most = held(device)
     mesher = BlockMesher(rooms.VOXEL, max_blocks=BlockMesher.blocks_within(megabytes), device=device)
     for step in range(keyframes):
         update(mesher, rooms.keyframe(step))
-        most = max(most, resident())
+        most = max(most, held(device))
     counters = mesher.counters
     young = walked(BlockMesher(rooms.VOXEL, device=device), rooms.STEPS)
     early, late = np.median(in_turn([(rooms.STEPS, young), (keyframes, mesher)], 2 * rooms.STEPS), axis=0)
@@ -257,9 +263,14 @@ def sample(vertices: np.ndarray, triangles: np.ndarray, number: int) -> np.ndarr
     return np.einsum('ni,nij->nj', shares, vertices[chosen])
 
 
-def resident() -> int:
-    """Return the bytes of memory that this process holds."""
-    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+def held(device: str) -> int:
+    """Return the bytes of memory that this process holds, and its arrays on the GPU if that is the device."""
+    host = int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+    if device != 'cuda':
+        return host
+    import cupy
+
+    return host + cupy.get_default_memory_pool().used_bytes()
 
 
 def _no_comparison(device: str) -> str | None:

@@ -51,5 +51,6 @@ def _trouble_with_cuda() -> str | None:
         # Needs the driver, a GPU and the compiler; cuda.is_available() tells of no compiler, and some versions raise.
         int(cupy.arange(3).sum())
     except Exception as error:  # noqa: BLE001 - each part of CuPy raises errors of its own
-        return f'CuPy {cupy.__version__} fails with {type(error).__name__}: {str(error).strip().splitlines()[0]}'
+        said, *_ = str(error).strip().split('\n')
+        return f'CuPy {cupy.__version__} fails with {type(error).__name__}: {said}'
     return None

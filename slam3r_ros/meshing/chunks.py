@@ -31,7 +31,7 @@ class DisplayChunks:
     """Turns mesh updates into changes of at most `max_chunks` chunks.
 
     Attributes:
-        size: blocks along a chunk; doubled whenever there would be too many chunks.
+        size: blocks along a chunk; doubled whenever there would be too many chunks, until a full update.
     """
 
     def __init__(self, size: int = 8, max_chunks: int = 300) -> None:
@@ -41,7 +41,7 @@ class DisplayChunks:
             size: blocks along a chunk.
             max_chunks: markers at most; at least 8, one for each octant about the origin.
         """
-        self.size = size
+        self.size = self._smallest = size
         self.max_chunks = max(max_chunks, 8)
         self._chunks: dict[Index, dict[Index, MeshBlock]] = {}  # the blocks in each, by their index
         self._ids: dict[Index, int] = {}  # of the marker of each chunk
@@ -55,6 +55,7 @@ class DisplayChunks:
         before = set(self._ids.values())
         if update.full:
             self._chunks.clear()
+            self.size = self._smallest
         touched = self._put(update.blocks)
         while len(self._chunks) > self.max_chunks:
             blocks = [block for chunk in self._chunks.values() for block in chunk.values()]

@@ -18,6 +18,7 @@ from slam3r_ros.meshing.mesher import join
 from slam3r_ros.values import MeshBlock, MeshUpdate
 
 STEPS = 16  # places for a vertex along a voxel
+TABLE_BYTES = 20  # a block's row of the table
 _BLOCK = EDGE * STEPS  # the same along a block
 _LEVEL = 7  # of effort, up to 10; see `slam3r bench draco`
 
@@ -42,7 +43,7 @@ class CompressedMesh(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Return the size of the buffer and the table."""
-        return len(self.data) + self.indices.nbytes + self.vertex_counts.nbytes + self.triangle_counts.nbytes
+        return len(self.data) + TABLE_BYTES * len(self.indices)
 
 
 def is_installed() -> bool:

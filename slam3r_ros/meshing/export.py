@@ -8,16 +8,14 @@ import numpy as np
 import trimesh
 
 from slam3r_ros.files import write_whole
-from slam3r_ros.meshing.cleaning import remove_small_components, weld
 
 
 class ExportError(RuntimeError):
     """A mesh or a cloud cannot be written; the message names the file and the reason."""
 
 
-def write_mesh(path: str | Path, vertices: np.ndarray, colors: np.ndarray, triangles: np.ndarray,
-               min_component: int = 0) -> None:
-    """Write a mesh as binary PLY or as GLB, by the suffix; a file that is there is replaced.
+def write_mesh(path: str | Path, vertices: np.ndarray, colors: np.ndarray, triangles: np.ndarray) -> None:
+    """Write a welded mesh as binary PLY or as GLB, by the suffix; a file that is there is replaced.
 
     PLY keeps the map's axes and sRGB colours.  GLB is turned to glTF 2.0's axes (y up, z forward, x left) and
     has vertex normals and, as glTF demands of vertices, linear colours.
@@ -27,15 +25,11 @@ def write_mesh(path: str | Path, vertices: np.ndarray, colors: np.ndarray, trian
         vertices: (N, 3) float32, map (z up).
         colors: (N, 3) uint8 sRGB.
         triangles: (M, 3).
-        min_component: connected pieces of fewer triangles are left out.
 
     Raises:
         ExportError: unknown suffix, nothing to write, or the file cannot be written.
     """
     path = _checked(path, ('.ply', '.glb'))
-    vertices, colors, triangles = weld(vertices, colors, triangles)
-    if min_component > 1:
-        vertices, colors, triangles = remove_small_components(vertices, colors, triangles, min_component)
     if not len(triangles):
         raise ExportError(f'{path}: the mesh is empty, nothing was written; map something first')
     mesh = trimesh.Trimesh(vertices, triangles, vertex_colors=colors, process=False)

@@ -25,6 +25,7 @@ class MeshFigures:
     def published(self, now: float) -> None:
         """An update was published."""
         self._updates.append(now)
+        self._forget_before(now - _SPAN)
         if self._waiting is not None:
             self._latencies.append(now - self._waiting)
             self._waiting = None
@@ -35,9 +36,12 @@ class MeshFigures:
 
     def values(self, now: float) -> dict[str, float]:
         """Return updates a second, and the milliseconds from a keyframe's coming to its update (median)."""
-        while self._updates and self._updates[0] < now - _SPAN:
-            self._updates.popleft()
+        self._forget_before(now - _SPAN)
         return {
             'mesh_fps': round(len(self._updates) / _SPAN, 2),
             'latency_ms': round(1e3 * median(self._latencies), 1) if self._latencies else 0.0,
         }
+
+    def _forget_before(self, time: float) -> None:
+        while self._updates and self._updates[0] < time:
+            self._updates.popleft()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slam3r_ros.meshing.backend import choose
+from slam3r_ros.meshing.backend import DeviceError, choose
 from slam3r_ros.meshing.lattice import EDGE, NEIGHBOURS, OFFSET, unpack
 from slam3r_ros.meshing.marching_cubes import extract
 from slam3r_ros.meshing.tsdf import BLOCK_BYTES, FEWEST_BLOCKS, WEIGHT_STEPS, BlockVolume, View, view_of
@@ -21,6 +21,7 @@ RING_BYTES = 2048
 BOOK_BYTES = 512  # where it lives, and when it was born
 _WORK_BYTES = 8e6  # between the steps of an update, and what the C library cannot give back
 _OBJECT_BYTES = 800  # a surface's Python objects
+_KEYS = 4  # per block: of blocks to be looked at or told, while nobody asks for an update
 
 
 class _Entry(NamedTuple):
@@ -42,8 +43,8 @@ class BlockMesher:
         sequence: of the last update handed out; 0 before the first.
         duplicates: keyframes ignored because they came at that or a later revision before.
         late: keyframes ignored because their place in the ring, or that of their earlier self, has gone to newer ones.
-        rejected: keyframes ignored because their pose is no rigid transform, or far out of the lattice, or because
-            their focal length is not positive.
+        rejected: keyframes ignored because their pose is no rigid transform, or far out of the lattice, because
+            their focal length is not positive, or because their arrays differ in size.
         far_points: points ignored because a pixel spans too many voxels there.
     """
 
@@ -61,15 +62,19 @@ class BlockMesher:
             device: 'cpu', 'cuda', 'auto' for the GPU where CuPy finds one, or 'numpy', the slow oracle.
 
         Raises:
-            DeviceError: the device is not here.
+            DeviceError: the device is not here, or has too little memory.
         """
         self.device = choose(device)
         _compile(self.device)
         self.voxel_size = float(voxel_size)
         self.min_weight = min_weight
         self.ring = ring
-        self.volume = BlockVolume(self.voxel_size, truncation_voxels, 65536 if max_blocks is None else max_blocks,
-                                  device=self.device)
+        max_blocks = 65536 if max_blocks is None else max_blocks
+        try:
+            self.volume = BlockVolume(self.voxel_size, truncation_voxels, max_blocks, device=self.device)
+        except MemoryError as error:  # NumPy's or CuPy's
+            raise DeviceError(f'device {self.device!r} has no room for {max_blocks * BLOCK_BYTES / 1e6:.0f} MB of voxels '
+                              f'({error}); allow less memory, or take another device') from None
         self.sequence = 0
         self._forget(0)
 
@@ -105,9 +110,15 @@ class BlockMesher:
             'far_points': self.far_points,
         }
 
-    def reset(self, map_id: int) -> None:
-        """Forget the map and begin another; the next update is a full one, even if it is empty."""
-        self.volume.clear()
+    def reset(self, map_id: int, voxel_size: float | None = None) -> None:
+        """Forget the map and begin another; the next update is a full one, even if it is empty.
+
+        Args:
+            map_id: of the new map.
+            voxel_size: map units; None keeps it.
+        """
+        self.voxel_size = self.voxel_size if voxel_size is None else float(voxel_size)
+        self.volume.clear(self.voxel_size)
         self._forget(map_id)
 
     def _forget(self, map_id: int) -> None:
@@ -138,14 +149,14 @@ class BlockMesher:
             self.late += 1
             return
         earlier = self._entries.get(keyframe.id)
-        if earlier is not None:
-            if keyframe.revision <= earlier.revision:
-                self.duplicates += 1
-                return
-            self._leave(keyframe.id)
-            self.volume.remove(earlier.view, earlier.entered)
+        if earlier is not None and keyframe.revision <= earlier.revision:
+            self.duplicates += 1
+            return
         view, far_points = view_of(keyframe, self.voxel_size, self.volume.kernels)
         self.far_points += far_points
+        if earlier is not None:
+            self._leave(keyframe.id)
+            self.volume.remove(earlier.view, earlier.entered)
         self._entries[keyframe.id] = _Entry(view, keyframe.revision, self.volume.add(view))
         self._ring_bytes += view.memory
         self._stamp = max(self._stamp, keyframe.pose.stamp)
@@ -153,6 +164,8 @@ class BlockMesher:
             oldest = min(self._entries)
             self._leave(oldest)
             self._left = max(self._left, oldest)
+        if len(self.volume.dirty) > _KEYS * self.volume.max_blocks:
+            self.volume.dirty &= self.volume.slots.keys() | self._surfaces.keys()  # the others came and went unseen
 
     def _leave(self, id: int) -> None:
         self._ring_bytes -= self._entries.pop(id).view.memory
@@ -193,7 +206,10 @@ class BlockMesher:
         return join(self._surfaces.values())
 
     def _is_usable(self, keyframe: Keyframe) -> bool:
-        """Return whether pose and lens make sense; comparisons are so written that NaN does not."""
+        """Return whether pose, lens and sizes make sense; comparisons are so written that NaN does not."""
+        shape, colors = (*keyframe.confidence.shape, 3), keyframe.colors
+        if tuple(keyframe.pointmap.shape) != shape or not (colors is None or tuple(colors.shape) == shape):
+            return False  # the kernels would read beyond the smaller one
         rotation, translation = keyframe.pose.T_map_camera[:3, :3], keyframe.pose.T_map_camera[:3, 3]
         return bool(np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 and np.linalg.det(rotation) > 0
                     and np.abs(translation).max() < OFFSET / 2 * self.block_size
@@ -204,6 +220,9 @@ class BlockMesher:
         while self._surface_bytes > SURFACE_BYTES * self.volume.max_blocks:
             self.volume.drop(max(len(self.volume.slots) // 50, 1))
             self._extract()
+        if len(self._changed) > _KEYS * self.volume.max_blocks:  # only snapshots were asked for
+            self._changed.clear()
+            self._full_due = True
 
     def _extract(self) -> None:
         """Extract the blocks that are dirty once more."""

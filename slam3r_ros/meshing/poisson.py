@@ -8,6 +8,7 @@ the interpreter lock all the while, and takes the whole process with it on some 
     python -m slam3r_ros.meshing.poisson points.npz mesh.npz depth
 """
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,7 +72,8 @@ def reconstruct(points: np.ndarray, normals: np.ndarray, colors: np.ndarray,
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             said = done.stderr.strip().splitlines()
-            crash = f'Open3D ended with status {done.returncode} on {len(points)} points at depth {depth}; try another'
+            crash = (f'Open3D ended with status {done.returncode} on {len(points)} points at depth {depth}; '
+                     'take the mesh without it (method tsdf)')
             raise PoissonError(said[-1] if said and done.returncode == 1 else crash)
         with np.load(made) as mesh:
             vertices, colors, triangles = mesh['vertices'], mesh['colors'], mesh['triangles']
@@ -102,6 +104,7 @@ def smooth(vertices: np.ndarray, colors: np.ndarray, triangles: np.ndarray,
 
 def main(given: str, made: str, depth: str) -> None:
     """Reconstruct from one file into another."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, though Open3D keeps the interpreter lock
     try:
         open3d = load_open3d()
     except ImportError as error:

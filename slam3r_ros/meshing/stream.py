@@ -5,7 +5,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from slam3r_ros.meshing.draco import CompressedMesh, compress
+from slam3r_ros.meshing.draco import TABLE_BYTES, CompressedMesh, compress
 from slam3r_ros.values import MeshBlock, MeshUpdate
 
 Index = tuple[int, int, int]
@@ -86,7 +86,7 @@ class DracoStream:
         self.sent_bytes += mesh.nbytes
         self.raw_bytes += sum(array.nbytes for block in blocks for array in block[1:])
         if triangles := int(mesh.triangle_counts.sum()):
-            self._bytes_per_triangle = mesh.nbytes / triangles
+            self._bytes_per_triangle = len(mesh.data) / triangles
         return mesh
 
     def _allow(self, now: float) -> None:
@@ -97,9 +97,9 @@ class DracoStream:
 
     def _pick(self) -> Iterator[MeshBlock]:
         """Yield the blocks to send now, one at least."""
-        room = self._allowance / self._bytes_per_triangle  # triangles
+        room = self._allowance  # bytes
         for index in sorted(self._waiting, key=self._shown.__contains__):
             if self._rate and room <= 0:
                 return
             yield self._waiting[index]
-            room -= len(self._waiting[index].triangles)
+            room -= TABLE_BYTES + self._bytes_per_triangle * len(self._waiting[index].triangles)

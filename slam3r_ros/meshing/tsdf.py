@@ -103,15 +103,16 @@ class BlockVolume:
                 halved, so that old views fade.  Up to there, taking a view out is exact.
             device: one that `backend.choose` returned.
         """
-        self.voxel_size = float(voxel_size)
-        self.truncation = float(truncation_voxels * voxel_size)
+        self.truncation_voxels = truncation_voxels
         self.max_blocks = max_blocks
         self.max_weight = min(max_views, 256) * WEIGHT_STEPS
         self.kernels = kernels_of(device)
-        self.clear()
+        self.clear(voxel_size)
 
-    def clear(self) -> None:
-        """Forget every block."""
+    def clear(self, voxel_size: float) -> None:
+        """Forget every block; voxels are of that size from now on."""
+        self.voxel_size = float(voxel_size)
+        self.truncation = float(self.truncation_voxels * voxel_size)
         self.sums = None  # lest both exist at once
         self.sums = self.kernels.xp.zeros((self.max_blocks, VOXELS, 5), np.int32)
         self.slots: OrderedDict[int, int] = OrderedDict()
