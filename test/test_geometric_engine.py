@@ -16,7 +16,7 @@ from slam3r_ros.engines.geometric import local_mapping, stereo
 from slam3r_ros.engines.geometric.adjust import rotate
 from slam3r_ros.engines.geometric.depth import DenseMapper, DepthMap
 from slam3r_ros.engines.geometric.engine import GeometricEngine
-from slam3r_ros.engines.geometric.sparse_map import SparseKeyframe
+from slam3r_ros.engines.geometric.sparse_map import Features, SparseKeyframe
 from slam3r_ros.engines.geometric.tracker import Step
 from slam3r_ros.engines.protocol import EngineError
 from slam3r_ros.mapping.frames import T_MAP_OPTICAL, invert, rigid, transform
@@ -277,18 +277,19 @@ def test_whatever_an_adjustment_moves_is_sent_again(images):
     engine.process(frames(images)[0])
     random = np.random.default_rng(0)
     confidence = np.where(random.random((6, 8)) < 0.2, 0, random.uniform(0.3, 1, (6, 8))).astype(np.float32)
+    features = Features(np.zeros(0, int), np.zeros((0, 2)), np.zeros((0, 128), np.uint8))
     sent, count = {}, 2 * local_mapping.MAX_WIDE
     for id in range(count):
-        sparse = SparseKeyframe(id, np.eye(4), np.zeros(0, int), np.zeros((0, 2)))
+        sparse = SparseKeyframe(id, np.eye(4), np.zeros(0, int), np.zeros((0, 2)), features)
         engine._stamps[id] = id
         engine._insert(Step(None, ((sparse, images[0]),)))
         depth_map = DepthMap(id, random.uniform(1, 3, (6, 8)).astype(np.float32), confidence,
                              INTRINSICS.scaled(1 / 40, 1 / 40), np.full((6, 8, 3), id % 256, np.uint8))
-        sent[id] = engine._with_map(engine._records[id], depth_map)
+        (sent[id],) = engine._records.with_depth([depth_map])
     moved = range(count - local_mapping.MAX_WIDE, count)
     for id in moved:
         engine._records[id].sparse.T_camera_world = rigid(np.eye(3), np.array([0.5, 0, 0]))
-    revised = {keyframe.id: keyframe for keyframe in engine._revise(count)}
+    revised = {keyframe.id: keyframe for keyframe in engine._records.revise(count)}
     assert set(revised) == set(moved)
     for id, keyframe in revised.items():
         assert keyframe.revision == sent[id].revision + 1
@@ -298,7 +299,10 @@ def test_whatever_an_adjustment_moves_is_sent_again(images):
         np.testing.assert_array_equal(np.isnan(keyframe.pointmap[..., 2]), keyframe.confidence == 0)
         np.testing.assert_array_equal(keyframe.colors, sent[id].colors)
         assert keyframe.pointmap.dtype == keyframe.confidence.dtype == np.float32
-    assert len(engine._records) < 1.5 * local_mapping.MAX_WIDE
+    for id in range(0, count, 2):
+        engine._records[id].sparse.forget()
+    engine._insert(Step(None))
+    assert set(engine._records) == set(range(1, count, 2))
 
 
 def test_the_same_again(images):

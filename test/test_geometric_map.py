@@ -9,7 +9,7 @@ from geometric_scenes import FOCAL, camera, make_map, project
 from slam3r_ros.engines.geometric import local_mapping
 from slam3r_ros.engines.geometric.adjust import FocalPrior
 from slam3r_ros.engines.geometric.initialise import Initialiser, Sight
-from slam3r_ros.engines.geometric.local_mapping import adjust_all, extend
+from slam3r_ros.engines.geometric.local_mapping import adjust_all, extend, thin
 from slam3r_ros.engines.geometric.sparse_map import Features, PointState, SparseKeyframe, SparseMap, triangulate
 from slam3r_ros.mapping.frames import transform
 
@@ -158,7 +158,6 @@ def test_wide_adjustment_keeps_gauge_and_scale(random, points):
 def test_work_and_memory_of_a_keyframe_do_not_grow(random, monkeypatch):
     """What is forgotten is replaced by None, so that looking at it fails."""
     monkeypatch.setattr(local_mapping, 'MAX_WIDE', 15)
-    monkeypatch.setattr(local_mapping, '_MAX_DESCRIBED', 30)
     monkeypatch.setattr(local_mapping, 'WIDE_AT', range(1, 10))
     points = random.uniform([-1, -1, 2], [13, 1, 5], (600, 3))
     descriptors = random.integers(0, 100, (600, 128)).astype(np.uint8)
@@ -173,6 +172,8 @@ def test_work_and_memory_of_a_keyframe_do_not_grow(random, monkeypatch):
         ids, pixels = seen + len(points) * (number >= 40), pixels[seen]
         features = Features(ids.copy(), pixels.copy(), descriptors[seen])
         extend(sparse, SparseKeyframe(number, T, ids, pixels, features), 7, None)
+        if len(sparse.described) > 30:
+            thin(sparse)
         described = [n for n, k in enumerate(sparse.keyframes) if k is not None and k.features is not None]
         assert described == sparse.described and len(described) <= 30
         assert set(range(max(0, number - 14), number + 1)) <= set(described)  # an adjustment may still move these

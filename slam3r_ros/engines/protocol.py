@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every reconstruction engine offers: frames in, poses and keyframes out."""
 
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from slam3r_ros.values import Frame, Keyframe, Pose, State
@@ -23,6 +24,10 @@ class Engine(Protocol):
 
     Poses are in the map frame of REP-105 (x forward, y left, z up at the first keyframe).  While the
     scale is unknown the unit is the median depth of the first keyframes.
+
+    An engine may map several places that it cannot join yet; one of these maps is the present one.  Whenever another
+    becomes the present one, or it gets another frame or unit, `map_id` rises and all its keyframes come anew: at once
+    without depth, then a few with every frame, with it.  So the newest `map_id` is always the whole of one map.
     """
 
     name: str
@@ -32,6 +37,16 @@ class Engine(Protocol):
     @property
     def state(self) -> State:
         """What the engine was doing when the last frame was through."""
+        ...
+
+    @property
+    def map_id(self) -> int:
+        """The id of the present map; it only ever rises."""
+        ...
+
+    @property
+    def scale_known(self) -> bool:
+        """Whether the units of the present map are metres."""
         ...
 
     @property
@@ -52,8 +67,43 @@ class Engine(Protocol):
         """Wait for the work in the background; return the keyframes still to come."""
         ...
 
+    def resend(self, most: int = 8) -> EngineOutput:
+        """Return keyframes that wait to come anew, so many with depth; none when nothing waits.  It needs no frame."""
+        ...
+
     def trajectory(self) -> list[Pose]:
-        """Return the best known pose of every frame, in order, those back-filled included."""
+        """Return the best known pose of every frame of the present map, in order, those back-filled included."""
+        ...
+
+    def other_trajectories(self) -> list[list[Pose]]:
+        """Return the same of the maps that are not the present one, each in a frame and a unit of its own."""
+        ...
+
+    def set_scale(self, metres_per_unit: float) -> None:
+        """Say how many metres a unit of the present map has, as it is now: said twice, both factors count.
+
+        Raises:
+            EngineError: there is no map yet, the number makes no sense, or the engine cannot.
+        """
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write all maps to a file, in one step: whatever happens, the old file or the new one is there.
+
+        Raises:
+            EngineError: there is no map yet, or the engine cannot.
+            OSError: it cannot be written.
+        """
+        ...
+
+    def load(self, path: Path) -> None:
+        """Forget everything, take the maps of a file, and look for the camera in them.
+
+        Their keyframes are numbered from 0; the ids of keyframes to come count on from there.
+
+        Raises:
+            EngineError: the file is no map of this engine, or the engine cannot; then all stays as it was.
+        """
         ...
 
     def reset(self) -> None:
@@ -63,3 +113,33 @@ class Engine(Protocol):
     def close(self) -> None:
         """Stop background threads and free what is held."""
         ...
+
+
+class SingleMap:
+    """The answers of an engine with one map, of unknown scale, that can be put into no file."""
+
+    name: str
+    scale_known = False
+
+    def resend(self, most: int = 8) -> EngineOutput:
+        """Return nothing: nothing ever waits."""
+        return EngineOutput(None)
+
+    def other_trajectories(self) -> list[list[Pose]]:
+        """Return nothing: there is one map."""
+        return []
+
+    def set_scale(self, metres_per_unit: float) -> None:
+        """Say that this cannot be had."""
+        raise self._cannot('scale its map')
+
+    def save(self, path: Path) -> None:
+        """Say that this cannot be had."""
+        raise self._cannot('save its map; what was seen can be saved, as trajectory, cloud and mesh')
+
+    def load(self, path: Path) -> None:
+        """Say that this cannot be had."""
+        raise self._cannot('load a map')
+
+    def _cannot(self, what: str) -> EngineError:
+        return EngineError(f'the engine {self.name} cannot {what}: take engine:=geometric where that is needed')

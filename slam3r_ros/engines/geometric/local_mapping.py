@@ -13,10 +13,10 @@ _WIDE_ITERATIONS = 12
 _FEW_ITERATIONS = 6  # of a wide adjustment from _MANY keyframes on, and of the window
 _MANY = 30
 MAX_WIDE = 200  # keyframes adjusted at once: older ones never move again
-_MAX_DESCRIBED = 2 * MAX_WIDE  # keyframes to be recognised by; of the older half, every other is forgotten
 _SHARED = 10  # points that an older keyframe must share with the window to hold it
 _HOLDERS = 15  # older keyframes that hold the window, at most
 _RECENT = 4  # keyframes that need no loop: the tracks still join them
+_FOUND_WINDOWS = 3  # windows adjusted together when the camera was found again
 _LOOPS = 3  # older keyframes to match with
 _LOOP_AXIS = 0.8  # cosine between the viewing directions
 _LOOP_DISTANCE = 0.8  # median depths between the cameras
@@ -24,24 +24,31 @@ _LOOP_JUMP = 0.5  # median depths a match may move the camera by
 _LOOP_INLIERS = 20
 
 
-def extend(map: SparseMap, keyframe: SparseKeyframe, window: int, prior: FocalPrior | None) -> np.ndarray:
-    """Add a keyframe with its features to the map; return the table old point id -> new id."""
+def extend(map: SparseMap, keyframe: SparseKeyframe, window: int, prior: FocalPrior | None,
+           tracked: bool = True) -> np.ndarray:
+    """Add a keyframe with its features to the map; return the table old point id -> new id.
+
+    Its tracks join it to the keyframes just before, unless it was found again (not `tracked`).
+    """
     map.described.append(len(map.keyframes))
     map.keyframes.append(keyframe)
     map.triangulate(keyframe)
-    table = match_older(map, keyframe)
+    table = match_older(map, keyframe, _RECENT if tracked else 0)
     count = len(map.keyframes)
     if count in WIDE_AT:
         adjust_all(map, prior, _WIDE_ITERATIONS if count < _MANY else _FEW_ITERATIONS)
     else:
-        adjust_window(map, window)
+        adjust_window(map, window if tracked else _FOUND_WINDOWS * window)
     map.lend_depth(keyframe)
-    if len(map.described) > _MAX_DESCRIBED:
-        every_other = slice(1, _MAX_DESCRIBED // 2, 2)
-        for number in map.described[every_other]:
-            map.keyframes[number].forget()
-        del map.described[every_other]
     return table
+
+
+def thin(map: SparseMap) -> None:
+    """Forget what every other keyframe of the older half observes and is recognised by."""
+    every_other = slice(1, len(map.described) // 2, 2)
+    for number in map.described[every_other]:
+        map.keyframes[number].forget()
+    del map.described[every_other]
 
 
 def adjust_all(map: SparseMap, prior: FocalPrior | None, iterations: int) -> None:
@@ -74,12 +81,12 @@ def adjust_window(map: SparseMap, window: int) -> None:
     map.adjust(free, fixed, _FEW_ITERATIONS)
 
 
-def match_older(map: SparseMap, keyframe: SparseKeyframe) -> np.ndarray:
-    """Join the points of a keyframe with those that older keyframes nearby saw; return old id -> new id."""
+def match_older(map: SparseMap, keyframe: SparseKeyframe, recent: int = _RECENT) -> np.ndarray:
+    """Join the points of a keyframe with those that older ones nearby saw, but `recent` ones; return old id -> new."""
     table = np.arange(map.count)
     depth = map.median_depth(keyframe)
     nearby = []
-    for number in [n for n in map.described if n < len(map.keyframes) - 1 - _RECENT]:
+    for number in [n for n in map.described if n < len(map.keyframes) - 1 - recent]:
         other = map.keyframes[number]
         cosine = keyframe.axis @ other.axis
         distance = np.linalg.norm(keyframe.centre - other.centre) / depth

@@ -25,7 +25,8 @@ _THRESHOLD = 4.0  # pixels
 _MIN_MATCHES = 15
 _MIN_INLIERS = 20
 _EVIDENCE = 22.0  # inliers times their share: a wrong pose may have some, but a small share of them
-_EVIDENCE_GUESSED = 8.0  # when the pose was known beforehand
+_EVIDENCE_GUESSED = 8.0  # when the pose was known beforehand, or so many matches without a guess fit it:
+_SURE, _SURE_SHARE = 16, 0.45  # the frames of five other scenes never had 12
 _MIN_SHARE_FIRST = 0.15  # before points are sought near their projection
 _VOTERS = 200  # descriptors
 _ELECTED = 4  # keyframes
@@ -86,7 +87,7 @@ class Sighting(NamedTuple):
 
 
 def sight(map: SparseMap, keyframe: SparseKeyframe, descriptors: np.ndarray, pixels: np.ndarray,
-          usable: np.ndarray, guess: np.ndarray | None = None) -> Sighting | None:
+          usable: np.ndarray, guess: np.ndarray | None = None, lenient: bool = False) -> Sighting | None:
     """Place a camera by its matches with the points of one keyframe; None without a match.
 
     Args:
@@ -96,6 +97,8 @@ def sight(map: SparseMap, keyframe: SparseKeyframe, descriptors: np.ndarray, pix
         pixels: (N, 2) of the same.
         usable: (P,) bool, points that have a position.
         guess: T_camera_world (4, 4), good to `_RADIUS` pixels; without it all is matched with all.
+        lenient: believe distinct matches though few more are found near them, as between views far apart; the pose is
+            less exact then.
     """
     features = keyframe.features
     known = np.flatnonzero(usable[features.ids])
@@ -110,6 +113,8 @@ def sight(map: SparseMap, keyframe: SparseKeyframe, descriptors: np.ndarray, pix
         if pose is None or pose.share < _MIN_SHARE_FIRST:
             return None
         guess = pose.T_camera_world
+        if lenient and pose.inliers.sum() >= _SURE and pose.share >= _SURE_SHARE:
+            evidence = _EVIDENCE_GUESSED
     # near its projection a point needs no distinction from all others
     seen = transform(guess, map.positions[ids])
     projected = map.focal * seen[:, :2] / np.maximum(seen[:, 2:], MIN_DEPTH)
@@ -122,17 +127,18 @@ def sight(map: SparseMap, keyframe: SparseKeyframe, descriptors: np.ndarray, pix
     return Sighting(pose, rows[pose.inliers], ids[columns[pose.inliers]])
 
 
-def relocalise(map: SparseMap, numbers: np.ndarray, descriptors: np.ndarray, pixels: np.ndarray) -> Sighting | None:
+def relocalise(map: SparseMap, numbers: np.ndarray, descriptors: np.ndarray, pixels: np.ndarray,
+               lenient: bool = False) -> Sighting | None:
     """Place a camera by the keyframes of these numbers; the one that shows most of its points is taken.
 
-    A sample of the descriptors votes for keyframes; only those with most votes are matched in full.
+    A sample of the descriptors votes for keyframes; only those with most votes are matched in full, as by `sight`.
     """
     best = None
     usable = map.states > PointState.UNSEEN
     sample = descriptors[::max(1, len(descriptors) // _VOTERS)]
     votes = [len(match(sample, map.keyframes[number].features.descriptors)[0]) for number in numbers]
     for number in numbers[np.argsort(votes, kind='stable')[::-1][:_ELECTED]]:
-        found = sight(map, map.keyframes[number], descriptors, pixels, usable)
+        found = sight(map, map.keyframes[number], descriptors, pixels, usable, lenient=lenient)
         if found is not None and (best is None or len(found.ids) > len(best.ids)):
             best = found
         if best is not None and len(best.ids) > _PLENTY:

@@ -13,6 +13,7 @@ import numpy as np
 
 from slam3r_ros.engines.geometric.adjust import FocalPrior, adjust
 from slam3r_ros.mapping.frames import invert, rigid, transform
+from slam3r_ros.mapping.registration import Similarity
 
 MIN_ANGLE = 1.2  # degrees between the two rays of a new point
 _MAX_ERROR = 2.0  # pixels of a new point
@@ -69,6 +70,7 @@ class SparseMap:
     def __init__(self, focal: float) -> None:
         """Start an empty map; `focal` in pixels."""
         self.focal = focal
+        self.metres: float | None = None  # in a unit, once that is known
         self.keyframes: list[SparseKeyframe] = []
         self.described: list[int] = []  # numbers of those with observations and features, in order
         self.count = 0  # of points, UNSEEN ones included
@@ -101,11 +103,28 @@ class SparseMap:
 
     def rescale(self, factor: float) -> None:
         """Multiply all lengths."""
-        self.positions *= factor
+        self.transform(Similarity(factor, np.eye(3), np.zeros(3)))
+
+    def transform(self, similarity: Similarity) -> None:
+        """Move everything, cameras included."""
+        self.positions[:self.count] = similarity.apply(self.positions[:self.count])
         for keyframe in self.keyframes:
-            T = keyframe.T_camera_world.copy()
-            T[:3, 3] *= factor
-            keyframe.T_camera_world = T
+            rotation = keyframe.T_camera_world[:3, :3] @ similarity.rotation.T
+            translation = similarity.scale * keyframe.T_camera_world[:3, 3] - rotation @ similarity.translation
+            keyframe.T_camera_world = rigid(rotation, translation)
+
+    def absorb(self, other: 'SparseMap') -> int:
+        """Take in all points and keyframes of another map in the same world; return what its point ids rise by."""
+        ids = self.allocate(other.count)
+        rise = self.count - other.count
+        self.positions[ids], self.states[ids] = other.positions[:other.count], other.states[:other.count]
+        for keyframe in other.keyframes:
+            keyframe.ids = keyframe.ids + rise
+            if keyframe.features is not None:
+                keyframe.features.ids = keyframe.features.ids + rise
+        self.described += [number + len(self.keyframes) for number in other.described]
+        self.keyframes += other.keyframes
+        return rise
 
     def triangulate(self, keyframe: SparseKeyframe) -> None:
         """Give a position to the points of a keyframe that older ones see at enough of an angle."""

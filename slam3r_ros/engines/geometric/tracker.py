@@ -1,8 +1,7 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The sparse SLAM: frame in, camera pose out; decides on keyframes, loses the camera and finds it again."""
+"""The sparse SLAM of one map: frame in, camera pose out; decides on keyframes, loses the camera and finds it again."""
 
-from collections import deque
 from typing import NamedTuple
 
 import cv2
@@ -11,11 +10,14 @@ import numpy as np
 from slam3r_ros.engines.geometric import local_mapping
 from slam3r_ros.engines.geometric.adjust import FocalPrior
 from slam3r_ros.engines.geometric.initialise import Initialiser, Sight
+from slam3r_ros.engines.geometric.keyframe_policy import keyframe_due
+from slam3r_ros.engines.geometric.merge import Link
+from slam3r_ros.engines.geometric.placements import Placements
 from slam3r_ros.engines.geometric.pose import CameraPose, estimate_pose
 from slam3r_ros.engines.geometric.relocalise import Descriptor, relocalise
 from slam3r_ros.engines.geometric.sparse_map import Features, PointState, SparseKeyframe, SparseMap
 from slam3r_ros.engines.geometric.tracks import Tracks
-from slam3r_ros.mapping.frames import invert
+from slam3r_ros.mapping.frames import invert, rigid
 from slam3r_ros.values import State
 
 _FOCAL_GUESS = 0.85  # of the longer side, a usual camera
@@ -25,24 +27,16 @@ _FOCAL_HYPOTHESES = (0.6, 0.85, 1.2)  # of the longer side
 _FEW_GOOD = 40  # triangulated points: fewer, and borrowed depths help
 _MIN_SHARE = 0.35
 _DROP = 5.0  # pixels at which a track leaves its point
-_FLOW = 0.06  # of the longer side since the last keyframe: time for one
-_KEPT = 0.75  # of the last keyframe's points in sight: time for one
-_FEW_POINTS = 80  # triangulated points: time for a keyframe
-_FEW_TRACKS = 0.4  # of the wanted number: time for a keyframe
-_STILL = 0.2  # of that motion, with most points kept: no keyframe, however few points there are
-_STILL_KEPT = 0.9
-_URGENT_KEPT = 0.5
-_URGENT_POINTS = 50
 _WEAK = 0.3  # of the points before: fewer, and descriptors are asked too
 _WEAK_SHARE = 0.5
 _TRUSTED = 40  # inliers of a weak pose that is still better than none
 _NEWEST = 8  # keyframes that relocalisation always considers
 _CONSIDERED = 16  # keyframes in all, the others drawn by chance
-_GIVE_UP = 30  # lost frames after which a young map is given up: it was a bad start
+GIVE_UP = 30  # lost frames after which a young map is given up: it was a bad start
 _FEATURES = 50  # in such a frame, at least
-_YOUNG = 10  # keyframes
+YOUNG = 10  # keyframes
 _FINAL_ITERATIONS = 10
-_LOST_KEPT = 40  # lost frames whose features are kept, to place them later
+_JOIN_ITERATIONS = 8
 
 
 class Step(NamedTuple):
@@ -53,18 +47,8 @@ class Step(NamedTuple):
     adjusted: bool = False  # keyframes have moved
     relocalised: bool = False
     abandoned: bool = False  # the map is given up; frames begin a new one
-
-
-class Placement(NamedTuple):
-    """Where a frame is, in the frame of a keyframe that may still move."""
-
-    keyframe: SparseKeyframe
-    T_camera_keyframe: np.ndarray  # (4, 4)
-
-    @property
-    def T_world_camera(self) -> np.ndarray:
-        """The pose as known now, (4, 4)."""
-        return invert(self.T_camera_keyframe @ self.keyframe.T_camera_world)
+    changed: bool = False  # the camera is in another map from here on
+    recognised: bool = False  # another map knows the newest keyframe
 
 
 class Tracker:
@@ -86,21 +70,27 @@ class Tracker:
             self._first_prior = FocalPrior(guess, _FIRST_SPREAD * guess)
             self._focals = [share * self._longer for share in _FOCAL_HYPOTHESES]
         self._descriptor = Descriptor()
+        self.placements = Placements()
         self._begin()
 
     def _begin(self) -> None:
         """Start with nothing known of the scene."""
         self.map = SparseMap(self._focals[0])
         self.state = State.INITIALIZING
-        self.placements: dict[int, Placement] = {}
+        self.placements.clear()
         self._tracks = Tracks(self._max_features, lambda number: self.map.allocate(number))
         self._initialiser = Initialiser(self._longer)
-        self._lost: deque[tuple[int, Features]] = deque(maxlen=_LOST_KEPT)
-        self._lost_for = 0  # frames
+        self.lost_for = 0  # frames that showed something
+        self._loaded = False
         self._T = np.eye(4)  # camera_world, of the newest placed frame
         self._motion = np.eye(4)  # from the camera before to the camera now
         self._points_at_keyframe = 0
         self._newest: tuple[int, np.ndarray] | None = None  # id and image of the newest frame
+
+    @property
+    def T_world_camera(self) -> np.ndarray:
+        """Where the camera was last, (4, 4)."""
+        return invert(self._T)
 
     @property
     def _pixels(self) -> np.ndarray:
@@ -125,8 +115,11 @@ class Tracker:
         self._motion = pose.T_camera_world @ invert(self._T)
         self._T = pose.T_camera_world
         self.state = State.TRACKING
-        self._place(id, self._T, self.map.keyframes[-1])
-        if not self._keyframe_due(candidate):
+        self.placements.put(id, self._T, self.map.keyframes[-1])
+        tracks = self._tracks
+        good = int(self.map.good(tracks.ids).sum())
+        if not keyframe_due(self.map.keyframes[-1], tracks.ids, self._pixels, self._longer, good,
+                            self._points_at_keyframe, len(tracks) / tracks.limit, candidate):
             return Step(invert(self._T), secured, adjusted=bool(secured))
         self._insert(id, image)
         return Step(invert(self._T), (*secured, (self.map.keyframes[-1], image)), adjusted=True)
@@ -144,6 +137,10 @@ class Tracker:
         """Wait for parallax; then make the map and place the frames waited for."""
         sight = Sight(id, self._tracks.ids, self._pixels, image)
         if self._initialiser.faded(sight):
+            for waiting in self._initialiser.sights:
+                if waiting.image is not None:
+                    descriptors = self._descriptor.describe(waiting.image, waiting.pixels + self._centre, scales=True)
+                    self.placements.add_lost(waiting.id, Features(waiting.ids, waiting.pixels, descriptors))
             self._tracks.clear()
             self._tracks.detect()
             self._initialiser.restart(Sight(id, self._tracks.ids, self._pixels, image))
@@ -167,7 +164,7 @@ class Tracker:
             pose = estimate_pose(map.positions[earlier.ids[good]], earlier.pixels[good], map.focal,
                                  nearest.T_camera_world)
             if pose is not None:
-                self._place(earlier.id, pose.T_camera_world, nearest)
+                self.placements.put(earlier.id, pose.T_camera_world, nearest)
         self._T, self._motion = newest.T_camera_world, np.eye(4)
         self._initialiser.sights = []
         self._tracks.detect()
@@ -196,42 +193,28 @@ class Tracker:
         self._tracks.keep(keep)
         return pose
 
-    def _keyframe_due(self, candidate: bool) -> bool:
-        """Tell whether the view has changed, or points have gone, enough for a keyframe."""
-        last = self.map.keyframes[-1]
-        good = int(self.map.good(self._tracks.ids).sum())
-        _, then, now = np.intersect1d(last.ids, self._tracks.ids, assume_unique=True, return_indices=True)
-        flow = np.inf
-        if len(then) > 10:
-            flow = np.median(np.linalg.norm(last.pixels[then] - self._pixels[now], axis=1)) / self._longer
-        kept = good / max(self._points_at_keyframe, 1)
-        if flow < _STILL * _FLOW and kept > _STILL_KEPT:
-            return False
-        due = flow > _FLOW or kept < _KEPT or good < _FEW_POINTS or len(self._tracks) < _FEW_TRACKS * self._tracks.limit
-        urgent = flow > 2 * _FLOW or kept < _URGENT_KEPT or good < _URGENT_POINTS
-        return urgent or (due and candidate)
-
-    def _insert(self, id: int, image: np.ndarray, detect: bool = True) -> None:
+    def _insert(self, id: int, image: np.ndarray, detect: bool = True, tracked: bool = True) -> None:
         """Make the frame of the tracks and the pose a keyframe."""
         if detect:
             self._tracks.detect()
         keyframe = SparseKeyframe(id, self._T, self._tracks.ids.copy(), self._pixels)
         self._describe(keyframe, image)
-        table = local_mapping.extend(self.map, keyframe, self._window, self._prior)
+        table = local_mapping.extend(self.map, keyframe, self._window, self._prior, tracked)
+        self._rename(table)
+        self._T = keyframe.T_camera_world
+        self.placements.put(id, self._T, keyframe)
+        self._keyframe_made()
+
+    def _rename(self, table: np.ndarray) -> None:
+        """Give the tracks their points' new ids; of two that are one now, one goes."""
         self._tracks.ids = table[self._tracks.ids]
         _, first = np.unique(self._tracks.ids, return_index=True)
         keep = np.zeros(len(self._tracks), bool)
         keep[first] = True
         self._tracks.keep(keep & (self.map.states[self._tracks.ids] != PointState.BAD))
-        self._T = keyframe.T_camera_world
-        self._place(id, self._T, keyframe)
-        self._keyframe_made()
 
     def _keyframe_made(self) -> None:
         self._points_at_keyframe = int(self.map.good(self._tracks.ids).sum())
-
-    def _place(self, id: int, T_camera_world: np.ndarray, keyframe: SparseKeyframe) -> None:
-        self.placements[id] = Placement(keyframe, T_camera_world @ invert(keyframe.T_camera_world))
 
     def _relocalise(self, id: int, image: np.ndarray, tracked: CameraPose | None) -> Step | None:
         """Look for the camera among the keyframes, the newest and some others; None if `tracked` is the better."""
@@ -246,7 +229,8 @@ class Tracker:
             numbers = np.concatenate([numbers[-_NEWEST:], others])
         if tracked:
             numbers = numbers[-_NEWEST:]
-        found = relocalise(self.map, numbers, features.descriptors, features.pixels)
+        found = relocalise(self.map, numbers, features.descriptors, features.pixels,
+                           lenient=self.state != State.TRACKING)
         trusted = tracked and tracked.inliers.sum() >= _TRUSTED
         if trusted and (found is None or len(found.ids) < tracked.inliers.sum()):
             self._tracks.pixels, self._tracks.ids = tracks
@@ -254,37 +238,61 @@ class Tracker:
             return None
         if found is None:
             self.state = State.LOST if self.state == State.TRACKING else State.RELOCALIZING
-            self._lost.append((id, features))
-            self._lost_for += len(features.ids) >= _FEATURES  # a blind camera says nothing against the map
-            if self._lost_for >= _GIVE_UP and len(self.map.keyframes) < _YOUNG:
+            self.placements.add_lost(id, features)
+            self.lost_for += len(features.ids) >= _FEATURES  # a blind camera says nothing against the map
+            if self.lost_for >= GIVE_UP and not self.established:
                 self._begin()
                 return Step(None, abandoned=True)
             self._tracks.clear()
             self.map.count = count
             return Step(None)
         lost = self.state != State.TRACKING
-        self._lost_for = 0
+        self.lost_for = 0
         there, unique = np.unique(found.ids, return_index=True)
         self._tracks.ids = self._tracks.ids.copy()
         self._tracks.ids[found.rows[unique]] = there
         self._T, self._motion = found.pose.T_camera_world, np.eye(4)
         self.state = State.TRACKING
-        self._insert(id, image)
+        self._insert(id, image, tracked=False)
         return Step(invert(self._T), ((self.map.keyframes[-1], image),), adjusted=True, relocalised=lost)
 
-    def place_lost(self) -> None:
-        """Place the frames that were lost by the keyframes made since."""
-        for id, features in self._lost:
-            keyframes = self.map.keyframes
-            order = np.array(self.map.described)
-            order = order[np.argsort([abs(keyframes[n].id - id) for n in order], kind='stable')]
-            found = relocalise(self.map, order[:_NEWEST], features.descriptors, features.pixels)
-            if found is not None:
-                self._place(id, found.pose.T_camera_world, keyframes[order[0]])
-        self._lost.clear()
+    @property
+    def established(self) -> bool:
+        """Whether the map is worth keeping."""
+        return self._loaded or len(self.map.keyframes) >= YOUNG
+
+    def load(self, map: SparseMap) -> None:
+        """Take a map made before, and look for the camera in it."""
+        self.map, self.state, self._loaded = map, State.LOST, True
+        for keyframe in map.keyframes:
+            self.placements.put(keyframe.id, keyframe.T_camera_world, keyframe)
+
+    def join(self, other: 'Tracker', link: Link) -> None:
+        """Make one map of this and the other's, in the world of the older."""
+        if self.map.keyframes[0].id > other.map.keyframes[0].id:
+            moved, kept, similarity = self, other, link.similarity
+        else:
+            moved, kept, similarity = other, self, link.similarity.inverse()
+        T_camera_keyframe = self._T @ invert(self.map.keyframes[-1].T_camera_world)
+        if moved is self:
+            T_camera_keyframe[:3, 3] *= similarity.scale
+            self._motion = rigid(self._motion[:3, :3], similarity.scale * self._motion[:3, 3])
+        moved.map.transform(similarity)
+        moved.placements.rescale(similarity.scale)
+        metres = kept.map.metres or (moved.map.metres and moved.map.metres / similarity.scale)
+        rise = other.map.absorb(self.map)
+        self.map, self._prior = other.map, self._prior or other._prior
+        self.map.metres = metres
+        self.placements.update(other.placements)
+        self.placements.take_lost(other.placements)
+        self._tracks.ids = self._tracks.ids + rise
+        self._rename(self.map.merge(link.here + rise, link.there))
+        local_mapping.adjust_all(self.map, self._prior, _JOIN_ITERATIONS)
+        self._T = T_camera_keyframe @ self.map.keyframes[-1].T_camera_world
+        self._keyframe_made()
 
     def finish(self) -> None:
         """Adjust the whole map, focal length included, and place lost frames by it."""
         if self.map.keyframes:
             local_mapping.adjust_all(self.map, self._prior, _FINAL_ITERATIONS)
-            self.place_lost()
+            self.placements.place_lost(self.map)

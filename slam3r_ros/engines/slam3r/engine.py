@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from slam3r_ros.engines.protocol import EngineError, EngineOutput
+from slam3r_ros.engines.protocol import EngineError, EngineOutput, SingleMap
 from slam3r_ros.engines.slam3r.cameras import Cameras, MapFrame, Pointmaps
 from slam3r_ros.engines.slam3r.checkpoints import load
 from slam3r_ros.engines.slam3r.config import SIDE
@@ -44,7 +44,7 @@ class _Waiting:
     stride: int
 
 
-class Slam3rEngine:
+class Slam3rEngine(SingleMap):
     """Streaming reconstruction by the SLAM3R networks; implements `protocol.Engine`.
 
     It sees the middle square of each frame, so frames may change their size.
@@ -118,6 +118,11 @@ class Slam3rEngine:
         self._poses: dict[int, Pose] = {}
         self._last_keyframe: int | None = None  # id of the frame
         self._state = State.INITIALIZING
+
+    @property
+    def map_id(self) -> int:
+        """The id of the present map."""
+        return self._map_id
 
     @property
     def state(self) -> State:
