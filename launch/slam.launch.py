@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
 from launch.events.process import ProcessExited
 from launch.substitutions import EnvironmentVariable
 from launch_ros.actions import ComposableNodeContainer, Node
@@ -15,6 +15,8 @@ from launch_ros.descriptions import ComposableNode
 
 from slam3r_ros.container import GRAPH  # plugins by executable and node name, the last in the chain first
 from slam3r_ros.nodes.video_decoder import topic_of
+from slam3r_ros.transport.tuning import tuning
+from slam3r_ros.video.source import is_live
 
 PACKAGE = 'slam3r_ros'
 SHARE = Path(get_package_share_directory(PACKAGE))
@@ -28,7 +30,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             'input',
             default_value='',
-            description='video file, bag, or image topic (topic:/name); empty: VIDEO_STREAM_URL, else image_raw',
+            description='file, image folder, bag, camera:0, rtsp, http or ws URL, or topic:/name; empty: VIDEO_STREAM_URL, '
+            'else image_raw',
         ),
         DeclareLaunchArgument(
             'engine',
@@ -45,17 +48,25 @@ def generate_launch_description() -> LaunchDescription:
             'use_sim_time', default_value='false', choices=BOOLEAN, description='take the time from /clock'
         ),
         DeclareLaunchArgument('namespace', default_value='', description='put before all relative names'),
+        DeclareLaunchArgument(
+            'autostart',
+            default_value='true',
+            choices=BOOLEAN,
+            description='configure and activate the nodes; false: leave that to a lifecycle manager',
+        ),
         OpaqueFunction(function=build),
     ])
 
 
 def end(event: ProcessExited, context: LaunchContext) -> Shutdown | None:
     """End the launch when one of its processes has ended by itself, with status 1 when that one failed."""
-    if context.is_shutdown:
-        return None
-    if event.returncode:
+    return None if context.is_shutdown else end_if_failed(event, context) or Shutdown()
+
+
+def end_if_failed(event: ProcessExited, context: LaunchContext) -> None:
+    """End the launch with status 1 when one of its processes has failed."""
+    if event.returncode and not context.is_shutdown:
         raise RuntimeError(f'{event.process_name} ended with status {event.returncode}; its output says why')
-    return Shutdown()
 
 
 def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -65,15 +76,19 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if not Path(value['params_file']).is_file():
         raise RuntimeError(f'params_file {value["params_file"]}: there is no such file')
     common = {'use_sim_time': value['use_sim_time'] == 'true'}
+    managed = common | {'autostart': False}  # brought up below, in order
     # Only what was given: else the parameters' file and the environment hold.
     given = {
         'video_decoder': {'input': value['input']} if value['input'] else {},
         'slam3r': {'engine': value['engine']} if value['engine'] else {},
     }
-    if topic_of(value['input'] or os.environ.get('VIDEO_STREAM_URL', '')):
+    source = value['input'] or os.environ.get('VIDEO_STREAM_URL', '')
+    if topic_of(source) or is_live(source):
         given['slam3r']['lossless'] = False  # a camera does not wait
-    parameters = {name: [value['params_file'], common | given.get(name, {})] for name in GRAPH}
-    actions: list[LaunchDescriptionEntity] = []
+    parameters = {name: [value['params_file'], managed | given.get(name, {})] for name in GRAPH}
+    actions: list[LaunchDescriptionEntity] = [
+        SetEnvironmentVariable(name, text) for name, text in tuning(context.environment).items()
+    ]
     if value['use_composition'] == 'true':
         actions.append(
             ComposableNodeContainer(
@@ -105,6 +120,17 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             )
             for name in GRAPH
         ]
+    if value['autostart'] == 'true':
+        actions.append(
+            Node(
+                package=PACKAGE,
+                executable='bring_up',
+                namespace=namespace,
+                arguments=list(GRAPH),
+                output='screen',
+                on_exit=end_if_failed,
+            )
+        )
     if value['rviz'] == 'true':
         arguments = ['-d', str(SHARE / 'rviz' / 'slam.rviz')]
         actions.append(

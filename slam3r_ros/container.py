@@ -3,12 +3,26 @@
 """Hosts Python nodes in one process, where they hand each other objects instead of messages.
 
 It serves composition_interfaces as rclcpp's component_container does, so that `ros2 component` and launch_ros'
-ComposableNodeContainer drive it.  `--graph` loads the four nodes of this package at once.
+ComposableNodeContainer and LoadComposableNodes drive it.  Each node spins on threads of its own.  `--graph` loads the
+four nodes of this package at once.
+
+Any package may register components: subclasses of rclpy's Node whose constructors hand `**kwargs` on to it.
+
+- With CMake: `ament_index_register_resource(slam3r_ros_components CONTENT_FILE components.txt)`; the file holds a line
+  `my_package::MyNode;my_package.my_node:MyNode` for each.
+- With setup.py alone: that file, called `my_package`, is one of the `data_files`, for the folder
+  `share/ament_index/resource_index/slam3r_ros_components`.
+- With an entry point: `"my_package::MyNode" = "my_package.my_node:MyNode"` below
+  `[project.entry-points."slam3r_ros.components"]` in pyproject.toml.
+
+What is not registered is loaded as `module:Class`.  The package name in a request is not looked at: names carry it.
+Nodes here do not serve get_type_description, unless their parameter `start_type_description_service` says so.
 """
 
 import argparse
 import ctypes
-import importlib
+import gc
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -16,17 +30,19 @@ from typing import Any
 
 import rclpy
 from composition_interfaces.srv import ListNodes, LoadNode, UnloadNode
-from rclpy.context import Context
-from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from rclpy.utilities import remove_ros_args
 
+from slam3r_ros.components import ComponentError, component_class, node_arguments
 from slam3r_ros.nodes.base import PipelineNode, shield_the_end
-from slam3r_ros.transport.bus import close_node, create_subscription, stop_node
-from slam3r_ros.values import MeshUpdate, SlamStatus
+from slam3r_ros.nodes.spinner import Spinner
+from slam3r_ros.transport.bus import close_node, stop_node
+from slam3r_ros.transport.executor import PoolExecutor
 
 # By node name, from the last in the chain to the first, so that nothing is published into the void.
 GRAPH = {
@@ -35,15 +51,13 @@ GRAPH = {
     'keyframe_selector': 'slam3r_ros::KeyframeSelector',
     'video_decoder': 'slam3r_ros::VideoDecoder',
 }
-PLUGINS = {
-    'slam3r_ros::Mesher': 'slam3r_ros.nodes.mesher:Mesher',
-    'slam3r_ros::Slam3r': 'slam3r_ros.nodes.slam3r:Slam3r',
-    'slam3r_ros::KeyframeSelector': 'slam3r_ros.nodes.keyframe_selector:KeyframeSelector',
-    'slam3r_ros::VideoDecoder': 'slam3r_ros.nodes.video_decoder:VideoDecoder',
-}
+
+# rclpy never ends the service get_type_description: it would outlive its node in the graph, with 100 kB.
+NO_TYPE_DESCRIPTION = Parameter('start_type_description_service', value=False)
 
 _FAREWELL = 0.2  # seconds for the answer to whoever asked for a node that cannot be made
-_THREADS = 8  # each node may block one by a service that waits for its worker
+_THREADS = 2  # of the container itself: one to load and unload, one for the rest
+_PATIENCE = 10.0  # seconds that a callback may still run when its node is unloaded
 
 
 class ContainerError(RuntimeError):
@@ -55,24 +69,32 @@ class Container(Node):
 
     Attributes:
         failed: Done, with the reason, when one of the nodes cannot be made or cannot go on.
+        hosted: What spins the nodes, by unique id.
     """
 
-    def __init__(self, executor: Executor, **kwargs: Any):
-        """Serve; the nodes spin on `executor`."""
+    def __init__(self, **kwargs: Any):
+        """Serve; whoever makes the container spins it."""
         super().__init__('slam3r_container', **kwargs)
         self.failed = Future()
-        self.hosted: dict[int, Node] = {}  # by unique id
-        self._executor, self._next_id = executor, 1
-        executor.add_node(self)
-        self.create_service(LoadNode, '~/_container/load_node', self._load)
-        self.create_service(UnloadNode, '~/_container/unload_node', self._unload)
+        self.hosted: dict[int, Spinner] = {}
+        self._next_id = 1
+        # Listing is answered while a node takes its time to begin or to end.
+        changes = MutuallyExclusiveCallbackGroup()
+        self.create_service(LoadNode, '~/_container/load_node', self._load, callback_group=changes)
+        self.create_service(UnloadNode, '~/_container/unload_node', self._unload, callback_group=changes)
         self.create_service(ListNodes, '~/_container/list_nodes', self._list)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self.create_timer(1.0, self._publish_diagnostics)
 
-    def load(self, plugin: str, **kwargs: Any) -> int:
+    def load(
+        self, plugin: str, name: str = '', parameter_overrides: Sequence[Parameter] = (), **kwargs: Any
+    ) -> int:
         """Make a node and spin it.
 
         Args:
-            plugin: A name of `PLUGINS`, or `module:Class`.
+            plugin: A registered name, or `module:Class`.
+            name: The full name that the node will have, if known: a taken one is refused before anything is made.
+            parameter_overrides: For the node.
             kwargs: For the node.
 
         Returns:
@@ -81,70 +103,67 @@ class Container(Node):
         Raises:
             ContainerError: The plugin is unknown, the node refuses, or its name is taken.
         """
+        self._check_name(plugin, name)
         try:
-            node = resolve_plugin(plugin)(context=self.context, **kwargs)
-        except ContainerError:
-            raise
-        except Exception as error:  # somebody else's code: the container must live on
+            overrides = [NO_TYPE_DESCRIPTION, *parameter_overrides]
+            node = component_class(plugin)(context=self.context, parameter_overrides=overrides, **kwargs)
+        except ComponentError as error:
+            raise ContainerError(str(error)) from error
+        except (Exception, SystemExit) as error:  # somebody else's code: the container must live on
             raise ContainerError(f'{plugin}: {error or type(error).__name__}') from error
-        name = node.get_fully_qualified_name()
-        if any(each.get_fully_qualified_name() == name for each in self.hosted.values()):
-            node.destroy_node()
-            raise ContainerError(f'{plugin}: a node named {name} is here already; give it another name')
+        try:
+            self._check_name(plugin, node.get_fully_qualified_name())
+            spinner = Spinner(node)
+        except BaseException:  # also of rcl when a signal has ended the context, or that signal itself
+            _discard(node)
+            raise
         if isinstance(node, PipelineNode):
             node.failed.add_done_callback(lambda failed: self._note_failure(failed.result()))
         unique_id, self._next_id = self._next_id, self._next_id + 1
-        self.hosted[unique_id] = node
-        self._executor.add_node(node)
+        self.hosted[unique_id] = spinner
         return unique_id
 
     def unload(self, unique_id: int) -> None:
         """End a node.
 
         Raises:
-            ContainerError: There is no such id.
+            ContainerError: There is no such id, or one of the node's callbacks does not end; the node is gone then,
+                but for the thread of that callback.
         """
-        node = self.hosted.pop(unique_id, None)
-        if node is None:
+        if unique_id not in self.hosted:
             raise ContainerError(f'there is no node {unique_id}; the ids are {list(self.hosted)}')
-        self._executor.remove_node(node)
-        close_node(node)
-        node.destroy_node()
+        reason = _end_node(self.hosted.pop(unique_id))
+        gc.collect()  # rclpy's lifecycle nodes are reference cycles, which stay in the graph until they are freed
+        if reason:
+            raise ContainerError(reason)
 
     def close(self) -> None:
         """End every node; all take leave before the first is waited for."""
-        for node in self.hosted.values():
-            stop_node(node)
-        for unique_id in reversed(list(self.hosted)):
-            self.unload(unique_id)
+        for spinner in list(self.hosted.values()):
+            stop_node(spinner.node)
+        while self.hosted:
+            if reason := _end_node(self.hosted.popitem()[1]):
+                self.get_logger().warning(reason)
         close_node(self)
         self.destroy_node()
 
-    def _note_failure(self, reason: str) -> None:
-        if not self.failed.done():
-            self.failed.set_result(reason)
+    def _check_name(self, plugin: str, name: str) -> None:
+        nodes = [self, *(spinner.node for spinner in list(self.hosted.values()))]
+        if name in [node.get_fully_qualified_name() for node in nodes]:
+            raise ContainerError(f'{plugin}: a node named {name} is here already; give it another name')
 
     def _load(self, request: LoadNode.Request, response: LoadNode.Response) -> LoadNode.Response:
-        arguments = ['--ros-args']
-        for rule in request.remap_rules:
-            arguments += ['-r', rule]
-        if request.node_name:
-            arguments += ['-r', f'__node:={request.node_name}']
-        if request.node_namespace:
-            arguments += ['-r', f'__ns:={request.node_namespace}']
         try:
-            response.unique_id = self.load(
-                request.plugin_name,
-                use_global_arguments=False,
-                cli_args=arguments,
-                parameter_overrides=[Parameter.from_parameter_msg(each) for each in request.parameters],
-            )
-        except ContainerError as error:
+            name = f'{request.node_namespace.rstrip("/")}/{request.node_name}' if request.node_name else ''
+            response.unique_id = self.load(request.plugin_name, name, **node_arguments(request))
+        except (ComponentError, ContainerError) as error:
             self.get_logger().error(str(error))
             self._note_failure(str(error))
             response.error_message = str(error)
+        if response.error_message:
+            gc.collect()  # what there was of the node leaves the graph
             return response
-        node = self.hosted[response.unique_id]
+        node = self.hosted[response.unique_id].node
         if request.log_level:
             node.get_logger().set_level(request.log_level)
         response.full_node_name = node.get_fully_qualified_name()
@@ -160,68 +179,40 @@ class Container(Node):
         return response
 
     def _list(self, request: ListNodes.Request, response: ListNodes.Response) -> ListNodes.Response:
-        response.unique_ids = list(self.hosted)
-        response.full_node_names = [node.get_fully_qualified_name() for node in self.hosted.values()]
+        hosted = dict(self.hosted)
+        response.unique_ids = list(hosted)
+        response.full_node_names = [spinner.node.get_fully_qualified_name() for spinner in hosted.values()]
         return response
 
+    def _note_failure(self, reason: str) -> None:
+        if not self.failed.done():
+            self.failed.set_result(reason)
 
-def resolve_plugin(name: str) -> type[Node]:
-    """Return the class of a plugin.
-
-    Raises:
-        ContainerError: The name is unknown, or its module cannot be imported.
-    """
-    module, separator, class_name = PLUGINS.get(name, name).partition(':')
-    if not separator or class_name.startswith(':'):
-        raise ContainerError(f'plugin {name!r} is unknown; use module:Class or one of {", ".join(PLUGINS)}')
-    try:
-        return getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ContainerError(f'plugin {name!r} cannot be imported: {error}') from error
+    def _publish_diagnostics(self) -> None:
+        """Tell which nodes have callbacks that failed; those on a worker are told by the node itself."""
+        failed = [each for each in list(self.hosted.values()) if each.last_error]
+        if failed and self._diagnostics.get_subscription_count():
+            message = DiagnosticArray()
+            message.header.stamp = self.get_clock().now().to_msg()
+            for each in failed:
+                name = each.node.get_fully_qualified_name()
+                message.status.append(DiagnosticStatus(level=DiagnosticStatus.WARN, name=name, message=each.last_error))
+            self._diagnostics.publish(message)
 
 
-def run_graph(parameters: dict[str, dict[str, Any]], arguments: Sequence[str] = ()) -> float:
-    """Run the four nodes in this process until the input is through.
+def _end_node(spinner: Spinner) -> str:
+    """Take a node out of the process; return what is wrong: nothing, if all its callbacks have ended."""
+    name = spinner.node.get_fully_qualified_name()
+    stop_node(spinner.node)
+    ended = spinner.close(_PATIENCE)
+    ended &= _discard(spinner.node)
+    return '' if ended else f'{name} was unloaded while one of its callbacks still ran after {_PATIENCE:.0f} s'
 
-    Args:
-        parameters: By node name, then by parameter name.
-        arguments: ROS arguments, such as `--ros-args -r __ns:=/left`.
 
-    Returns:
-        Seconds from the decoder's start until every node had done its work.
-
-    Raises:
-        ContainerError: A node refuses or fails.
-        KeyboardInterrupt: A signal came first.
-    """
-    context = Context()
-    rclpy.init(args=list(arguments), context=context, signal_handler_options=SignalHandlerOptions.ALL)
-    executor = MultiThreadedExecutor(_THREADS, context=context)
-    container = Container(executor, context=context)
-    finished = Future()
-    container.failed.add_done_callback(lambda failed: finished.set_result(None))
-
-    def follow(status: SlamStatus) -> None:
-        if status.finished and not finished.done():
-            finished.set_result(None)
-
-    try:
-        create_subscription(container, SlamStatus, 'status', follow)
-        create_subscription(container, MeshUpdate, 'mesh', lambda update: None)  # unread, it would not be extracted
-        for name, plugin in GRAPH.items():
-            start = time.monotonic()
-            overrides = [Parameter(key, value=value) for key, value in parameters.get(name, {}).items()]
-            container.load(plugin, parameter_overrides=overrides)
-        executor.spin_until_future_complete(finished)
-        if container.failed.done():
-            raise ContainerError(container.failed.result())
-        if not finished.done():
-            raise KeyboardInterrupt
-        for node in container.hosted.values():
-            node.worker.call(lambda: None)  # behind everything that waits there
-        return time.monotonic() - start
-    finally:
-        _end(container, executor)
+def _discard(node: Node) -> bool:
+    ended = close_node(node, _PATIENCE)
+    node.destroy_node()
+    return ended
 
 
 def tune_malloc() -> None:
@@ -242,9 +233,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(remove_ros_args(arguments)[1:])
     watch = options.graph or options.exit_on_failure
     tune_malloc()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy ends the context; no KeyboardInterrupt amid the making of a node
     rclpy.init(args=list(arguments))
-    executor = MultiThreadedExecutor(_THREADS)
-    container = Container(executor)
+    executor = PoolExecutor(_THREADS)
+    container = Container()
+    executor.add_node(container)
     try:
         if options.graph:
             for plugin in GRAPH.values():
@@ -265,17 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
     finally:
         shield_the_end()
-        _end(container, executor)
-    return int(watch and container.failed.done())
-
-
-def _end(container: Container, executor: Executor) -> None:
-    context = container.context
-    try:
         container.close()
-        executor.shutdown(timeout_sec=5.0)
-    finally:
-        context.try_shutdown()
+        executor.shutdown()
+        rclpy.try_shutdown()
+    return int(watch and container.failed.done())
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Drives the ROS graph from outside: a container in a process of its own, loaded by its services."""
+"""Drives the ROS graph: a container in a process of its own, loaded by its services, or one in this process."""
 
 import os
 import signal
@@ -8,17 +8,24 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import rclpy
 from ament_index_python.packages import get_package_share_directory
 from composition_interfaces.srv import LoadNode, UnloadNode
+from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 
-from slam3r_ros.container import GRAPH
+from slam3r_ros.container import GRAPH, Container, ContainerError
+from slam3r_ros.transport.bus import create_subscription
+from slam3r_ros.transport.tuning import tuning
+from slam3r_ros.values import MeshUpdate, SlamStatus
 
 CONTAINER = 'slam3r_container'
 SERVICE_SECONDS = 60.0
@@ -39,6 +46,53 @@ def isolate() -> None:
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 
 
+def run_graph(parameters: dict[str, dict[str, Any]], arguments: Sequence[str] = ()) -> float:
+    """Run the four nodes in this process until the input is through.
+
+    Args:
+        parameters: By node name, then by parameter name.
+        arguments: ROS arguments, such as `--ros-args -r __ns:=/left`.
+
+    Returns:
+        Seconds from the decoder's start until every node had done its work.
+
+    Raises:
+        ContainerError: A node refuses or fails.
+        KeyboardInterrupt: A signal came first.
+    """
+    context = Context()
+    rclpy.init(args=list(arguments), context=context, signal_handler_options=SignalHandlerOptions.ALL)
+    executor = SingleThreadedExecutor(context=context)
+    container = Container(context=context)
+    executor.add_node(container)
+    finished = Future()
+    container.failed.add_done_callback(lambda failed: finished.set_result(None))
+
+    def follow(status: SlamStatus) -> None:
+        if status.finished and not finished.done():
+            finished.set_result(None)
+
+    try:
+        create_subscription(container, SlamStatus, 'status', follow)
+        create_subscription(container, MeshUpdate, 'mesh', lambda update: None)  # unread, it would not be extracted
+        for name, plugin in GRAPH.items():
+            start = time.monotonic()
+            overrides = [Parameter(key, value=value) for key, value in parameters.get(name, {}).items()]
+            container.load(plugin, parameter_overrides=overrides)
+        executor.spin_until_future_complete(finished)
+        if container.failed.done():
+            raise ContainerError(container.failed.result())
+        if not finished.done():
+            raise KeyboardInterrupt
+        for spinner in container.hosted.values():
+            spinner.node.worker.call(lambda: None)  # behind everything that waits there
+        return time.monotonic() - start
+    finally:
+        container.close()
+        executor.shutdown()
+        context.try_shutdown()
+
+
 class Graph:
     """A container process, and a node of this process to talk to it.
 
@@ -52,7 +106,8 @@ class Graph:
             name: What this process' own node is called.
         """
         isolate()
-        rclpy.init(signal_handler_options=rclpy.SignalHandlerOptions.NO)
+        os.environ.update(tuning(os.environ))  # Fast DDS reads it when it begins, the container from its start
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         self.node = Node(name)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)

@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from slam3r_ros.engines.protocol import EngineOutput
+from slam3r_ros.engines.protocol import EngineOutput, SingleMap
 from slam3r_ros.mapping.frames import T_MAP_OPTICAL, rigid
 from slam3r_ros.values import Frame, Intrinsics, Keyframe, Pose, State
 
@@ -67,7 +67,7 @@ def wall(frame, revision=0, map_id=0, shift=0.0):
     )
 
 
-class StubEngine:
+class StubEngine(SingleMap):
     """Takes two frames to initialise, then tracks; every tenth frame is a keyframe, whose depth comes one later."""
 
     name, device, model_license = 'stub', 'cpu', ''
@@ -77,11 +77,11 @@ class StubEngine:
         self._finish, self.lossless = finish, None
         self.state, self.milliseconds = State.INITIALIZING, {'track': 1.0}
         self.frames, self.closed, self.finished = [], False, 0
-        self._poses, self._map_id, self._fail_at, self._waiting = [], 0, fail_at, None
+        self._poses, self.map_id, self._fail_at, self._waiting = [], 0, fail_at, None
 
     def made(self, name, checkpoints, map_id=0, lossless=True):
         """Stand in for create_engine."""
-        self._map_id, self.lossless = map_id, lossless
+        self.map_id, self.lossless = map_id, lossless
         return self
 
     def process(self, frame):
@@ -95,9 +95,9 @@ class StubEngine:
         self._poses.append(pose)
         keyframes = []
         if frame.id % EVERY == 0:
-            keyframes = [Keyframe(pose, INTRINSICS, map_id=self._map_id)]
+            keyframes = [Keyframe(pose, INTRINSICS, map_id=self.map_id)]
             if self._waiting:
-                keyframes.append(wall(self._waiting, 1, self._map_id))
+                keyframes.append(wall(self._waiting, 1, self.map_id))
             self._waiting = frame
         return EngineOutput(pose, tuple(keyframes))
 
@@ -105,14 +105,14 @@ class StubEngine:
         self.finished += 1
         if self._finish:
             self._finish()
-        return EngineOutput(None, (wall(self._waiting, 1, self._map_id),) if self._waiting else ())
+        return EngineOutput(None, (wall(self._waiting, 1, self.map_id),) if self._waiting else ())
 
     def trajectory(self):
         return list(self._poses)
 
     def reset(self):
         self._poses, self._waiting = [], None
-        self._map_id += 1
+        self.map_id += 1
         self.state = State.INITIALIZING
 
     def close(self):

@@ -7,6 +7,7 @@ import sys
 import time
 from itertools import chain
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -91,6 +92,11 @@ def test_memory_stays_under_the_cap():
     walk = bench.walk_far('cpu', megabytes=12, keyframes=50)
     assert walk['dropped'] > 0 and walk['blocks'] <= BlockMesher.blocks_within(12)
     assert walk['grown_mb'] < 40 and walk['slower'] > 0
+
+
+def test_arrays_on_the_gpu_count_as_memory(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'cupy', Mock(**{'get_default_memory_pool.return_value.used_bytes.return_value': 10**12}))
+    assert bench.held('cpu') < 10**11 < 10**12 < bench.held('cuda')
 
 
 @pytest.mark.parametrize('value, status', [(0.9, 0), (1.2, 1), (None, 0)])

@@ -1,5 +1,6 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
+import gc
 import os
 import re
 import signal
@@ -7,18 +8,31 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 from composition_interfaces.srv import ListNodes, LoadNode, UnloadNode
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from nodes_stubs import StubEngine, StubSource, images
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterValue
+from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from ros_helpers import next_domain, ros_fixture, wait_until  # noqa: F401
+from std_msgs.msg import Empty
 
-from slam3r_ros.container import GRAPH, PLUGINS, Container, ContainerError, resolve_plugin, run_graph
+from slam3r_ros import container as container_module
+from slam3r_ros.components import ComponentError, component_class, components
+from slam3r_ros.container import GRAPH, Container, ContainerError
+from slam3r_ros.graph import run_graph
 from slam3r_ros.nodes import playback, slam3r
 
 SERVICE = '/slam3r_container/_container'
+
+
+def parameter(name, value):
+    return Parameter(name, value=value).to_parameter_msg()
 
 
 class Polite(Node):
@@ -35,11 +49,76 @@ class Rude(Node):
         raise RuntimeError('I would rather not')
 
 
+class Deaf(Node):
+    """Its subscriber never comes back."""
+
+    gate = threading.Event()
+
+    def __init__(self, **kwargs):
+        super().__init__('deaf', **kwargs)
+        self.heard = threading.Event()
+        self.create_subscription(Empty, 'words', self._hear, 10)
+
+    def _hear(self, message):
+        self.heard.set()
+        self.gate.wait()
+
+
+class Clumsy(Node):
+    """Its subscriber raises."""
+
+    def __init__(self, **kwargs):
+        super().__init__('clumsy', **kwargs)
+        self.count = 0
+        self.create_subscription(Empty, 'words', self._hear, 10)
+
+    def _hear(self, message):
+        self.count += 1
+        raise KeyError('butter')
+
+
+class Managed(LifecycleNode):
+    """A managed node that is none of ours; rclpy makes it a reference cycle."""
+
+    alive = 0
+
+    def __init__(self, **kwargs):
+        super().__init__('managed', **kwargs)
+        Managed.alive += 1
+        weakref.finalize(self, self._gone)
+
+    @staticmethod
+    def _gone():
+        Managed.alive -= 1
+
+
 @pytest.fixture
 def container(ros):
-    node = Container(ros.executor, context=ros.context)
+    node = Container(context=ros.context)
+    ros.executor.add_node(node)
     yield node
+    ros.executor.remove_node(node)
     node.close()
+
+
+@pytest.fixture
+def call(ros):
+    """Return a function that calls one of the container's services from another participant."""
+    client = ros.apart().node(node_name='client')
+
+    def call(service_type, **fields):
+        name = {LoadNode: 'load_node', UnloadNode: 'unload_node', ListNodes: 'list_nodes'}[service_type]
+        return ros.call(client, service_type, f'{SERVICE}/{name}', service_type.Request(**fields))
+
+    call.node = client
+    return call
+
+
+@pytest.fixture
+def quick_collection():
+    """Let the test freeze what is not to be looked through each time that garbage is collected."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -50,65 +129,163 @@ def stubs(monkeypatch):
     return engine, sources
 
 
-def test_nodes_are_loaded_listed_and_unloaded(ros, container):
-    client = ros.apart().node(node_name='client')
-    request = LoadNode.Request(
+def test_nodes_are_loaded_listed_and_unloaded(container, call):
+    answer = call(
+        LoadNode,
         plugin_name='test_container:Polite',
         node_name='second',
         node_namespace='/left',
         remap_rules=['a:=b'],
-        parameters=[Parameter('greeting', value='salve').to_parameter_msg()],
+        parameters=[parameter('greeting', 'salve')],
     )
-    answer = ros.call(client, LoadNode, f'{SERVICE}/load_node', request)
     assert answer.success, answer.error_message
     assert (answer.unique_id, answer.full_node_name) == (1, '/left/second')
-    node = container.hosted[1]
+    node = container.hosted[1].node
     assert node.get_parameter('greeting').value == 'salve'
     assert node.resolve_topic_name('a') == '/left/b'
-    answer = ros.call(client, LoadNode, f'{SERVICE}/load_node', LoadNode.Request(plugin_name='test_container:Polite'))
+    answer = call(LoadNode, plugin_name='test_container:Polite')
     assert (answer.unique_id, answer.full_node_name) == (2, '/polite')
-    answer = ros.call(client, ListNodes, f'{SERVICE}/list_nodes')
+    answer = call(ListNodes)
     assert list(answer.unique_ids) == [1, 2] and answer.full_node_names == ['/left/second', '/polite']
-    assert ros.call(client, UnloadNode, f'{SERVICE}/unload_node', UnloadNode.Request(unique_id=1)).success
-    answer = ros.call(client, ListNodes, f'{SERVICE}/list_nodes')
-    assert list(answer.unique_ids) == [2]
+    assert call(UnloadNode, unique_id=1).success
+    assert list(call(ListNodes).unique_ids) == [2]
+    wait_until(lambda: not [name for name, _ in call.node.get_service_names_and_types() if name.startswith('/left')])
 
 
 @pytest.mark.parametrize(
     'plugin, message',
     [
-        ('slam3r_ros::Toaster', "plugin 'slam3r_ros::Toaster' is unknown; use module:Class or one of slam3r_ros::Mesher"),
-        ('no_such_module:Node', "plugin 'no_such_module:Node' cannot be imported: No module named 'no_such_module'"),
+        ('slam3r_ros::Toaster', "component 'slam3r_ros::Toaster' is unknown; use module:Class or a registered one ("),
+        ('no_such_module:Node', "component 'no_such_module:Node' cannot be imported: No module named 'no_such_module'"),
         ('test_container:Absent', "has no attribute 'Absent'"),
+        ('test_container:SERVICE', "component 'test_container:SERVICE' is no rclpy node"),
         ('test_container:Rude', 'test_container:Rude: I would rather not'),
     ],
 )
-def test_what_cannot_be_loaded_is_answered_clearly(ros, container, plugin, message):
-    client = ros.apart().node(node_name='client')
-    answer = ros.call(client, LoadNode, f'{SERVICE}/load_node', LoadNode.Request(plugin_name=plugin))
+def test_what_cannot_be_loaded_is_answered_clearly(container, call, plugin, message):
+    answer = call(LoadNode, plugin_name=plugin)
     assert not answer.success and message in answer.error_message
-    assert ros.call(client, LoadNode, f'{SERVICE}/load_node', LoadNode.Request(plugin_name='test_container:Polite')).success
+    assert call(LoadNode, plugin_name='test_container:Polite').success
 
 
-def test_a_bad_parameter_a_name_taken_twice_and_an_unknown_id_are_answered_clearly(ros, container):
-    client = ros.apart().node(node_name='client')
-    wrong = [Parameter('voxel_size', value='big').to_parameter_msg()]
-    request = LoadNode.Request(plugin_name='slam3r_ros::Mesher', parameters=wrong)
-    answer = ros.call(client, LoadNode, f'{SERVICE}/load_node', request)
-    assert not answer.success and "parameter voxel_size of /mesher: 'big' must be of type float" in answer.error_message
-    request = LoadNode.Request(plugin_name='slam3r_ros::Mesher')
-    assert ros.call(client, LoadNode, f'{SERVICE}/load_node', request).success
-    answer = ros.call(client, LoadNode, f'{SERVICE}/load_node', request)
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        ({'parameters': [parameter('voxel_size', 'big')]}, "voxel_size of /mesher: 'big' must be of type float"),
+        ({'parameters': [ParameterMessage(name='voxel_size', value=ParameterValue(type=77))]}, 'cannot be read'),
+        ({'remap_rules': ['no rule at all']}, 'no rule at all'),
+        ({'node_name': 'not a name'}, 'not a name'),
+        ({'node_name': 'slam3r_container'}, 'a node named /slam3r_container is here already'),
+        ({'log_level': 77}, '77 is not a valid LoggingSeverity'),
+        ({'extra_arguments': [parameter('use_intra_process_comms', 'yes')]}, "must be a boolean, not 'yes'"),
+    ],
+)
+def test_a_bad_request_is_answered_clearly(container, call, fields, message):
+    answer = call(LoadNode, plugin_name='slam3r_ros::Mesher', **fields)
+    assert not answer.success and message in answer.error_message
+    assert not call(ListNodes).unique_ids
+    extra = [parameter('use_intra_process_comms', True), parameter('forward_global_arguments', False)]
+    assert call(LoadNode, plugin_name='slam3r_ros::Mesher', extra_arguments=extra).success
+
+
+def test_a_name_taken_twice_and_an_unknown_id_are_answered_clearly(ros, container, call):
+    assert call(LoadNode, plugin_name='slam3r_ros::Mesher').success
+    answer = call(LoadNode, plugin_name='slam3r_ros::Mesher')
     assert not answer.success and 'a node named /mesher is here already' in answer.error_message
-    answer = ros.call(client, UnloadNode, f'{SERVICE}/unload_node', UnloadNode.Request(unique_id=9))
-    assert not answer.success and 'there is no node 9' in answer.error_message
+    answer = call(UnloadNode, unique_id=9)
+    assert not answer.success and answer.error_message == 'there is no node 9; the ids are [1]'
+    wait_until(lambda: call.node.get_node_names().count('mesher') == 1)
 
 
-def test_every_plugin_of_the_package_resolves():
-    assert {resolve_plugin(name).__name__ for name in PLUGINS} == {name.rpartition('::')[2] for name in PLUGINS}
-    assert set(GRAPH.values()) == set(PLUGINS)
-    with pytest.raises(ContainerError):
-        resolve_plugin('Nothing')
+def test_a_subscriber_that_blocks_for_ever_holds_up_nobody(ros, container, call, monkeypatch):
+    monkeypatch.setattr(container_module, '_PATIENCE', 0.3)
+    deaf, polite = (call(LoadNode, plugin_name=f'test_container:{name}').unique_id for name in ('Deaf', 'Polite'))
+    talker = call.node.create_publisher(Empty, 'words', 10)
+    wait_until(talker.get_subscription_count)
+    talker.publish(Empty())
+    try:
+        assert container.hosted[deaf].node.heard.wait(10)
+        assert list(call(ListNodes).unique_ids) == [deaf, polite]
+        answer = call(UnloadNode, unique_id=deaf)
+        assert not answer.success
+        assert answer.error_message == '/deaf was unloaded while one of its callbacks still ran after 0 s'
+        assert list(call(ListNodes).unique_ids) == [polite]
+        assert call(LoadNode, plugin_name='test_container:Polite', node_name='third').success
+    finally:
+        Deaf.gate.set()
+
+
+def test_a_callback_that_raises_is_told_in_the_diagnostics_and_goes_on(ros, container, call, capfd):
+    seen = []
+    call.node.create_subscription(DiagnosticArray, '/diagnostics', seen.append, 10)
+    clumsy = container.hosted[call(LoadNode, plugin_name='test_container:Clumsy').unique_id].node
+    talker = call.node.create_publisher(Empty, 'words', 10)
+    wait_until(talker.get_subscription_count)
+    for _ in range(6):  # more often than the node has threads
+        talker.publish(Empty())
+    wait_until(lambda: clumsy.count == 6 and seen)
+    (status,) = seen[-1].status
+    assert (status.name, status.message, status.level) == ('/clumsy', "KeyError: 'butter'", DiagnosticStatus.WARN)
+    assert "KeyError: 'butter'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('plugin', ['test_container:Managed', 'slam3r_ros::KeyframeSelector'])
+def test_nothing_is_left_of_what_was_unloaded(container, plugin, quick_collection):
+    """Memory below Python is measured by `slam3r bench container`."""
+
+    def left():
+        gc.collect()
+        return len(os.listdir('/proc/self/fd')), len(gc.get_objects()) + gc.get_freeze_count()
+
+    for _ in range(3):
+        container.unload(container.load(plugin))
+    gc.freeze()
+    descriptors, objects = left()
+    for _ in range(100):
+        container.unload(container.load(plugin))
+    assert Managed.alive == 0
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith('/')]
+    now = left()
+    assert now[0] <= descriptors
+    assert now[1] < objects + 100  # not one object a cycle
+
+
+def test_every_component_of_the_package_resolves():
+    names = {name: place for name, place in components().items() if name.startswith('slam3r_ros::')}
+    assert set(names) == set(GRAPH.values())
+    for name in names:
+        assert component_class(name).__name__ == name.rpartition('::')[2]
+    with pytest.raises(ComponentError):
+        component_class('Nothing')
+
+
+SCRATCH = """
+from rclpy.node import Node
+
+class Kettle(Node):
+    def __init__(self, **kwargs):
+        super().__init__('kettle', **kwargs)
+"""
+
+
+@pytest.mark.parametrize('manner', ['resource', 'entry point'])
+def test_another_package_registers_its_own(container, call, tmp_path, monkeypatch, manner):
+    name = f'kitchen_{manner.split()[0]}'
+    (tmp_path / f'{name}.py').write_text(SCRATCH)
+    monkeypatch.syspath_prepend(tmp_path)
+    if manner == 'resource':
+        index = tmp_path / 'share' / 'ament_index' / 'resource_index' / 'slam3r_ros_components'
+        index.mkdir(parents=True)
+        (index / name).write_text(f'{name}::Kettle;{name}:Kettle\n')
+        monkeypatch.setenv('AMENT_PREFIX_PATH', os.pathsep.join([str(tmp_path), os.environ['AMENT_PREFIX_PATH']]))
+    else:
+        metadata = tmp_path / f'{name}-1.0.dist-info'
+        metadata.mkdir()
+        (metadata / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
+        (metadata / 'entry_points.txt').write_text(f'[slam3r_ros.components]\n{name}::Kettle = {name}:Kettle\n')
+    answer = call(LoadNode, package_name=name, plugin_name=f'{name}::Kettle')
+    assert answer.success, answer.error_message
+    assert answer.full_node_name == '/kettle'
 
 
 def test_run_graph_runs_a_file_to_its_end(stubs, monkeypatch):
@@ -191,9 +368,8 @@ def test_a_graph_that_cannot_go_on_ends_with_status_1():
     assert 'Traceback' not in text
 
 
-def test_a_node_that_cannot_be_made_fails_the_container(ros, container):
-    client = ros.apart().node(node_name='client')
-    answer = ros.call(client, LoadNode, f'{SERVICE}/load_node', LoadNode.Request(plugin_name='test_container:Rude'))
+def test_a_node_that_cannot_be_made_fails_the_container(container, call):
+    answer = call(LoadNode, plugin_name='test_container:Rude')
     assert not answer.success
     assert container.failed.done() and container.failed.result() == answer.error_message
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def slam(tmp_path, monkeypatch):
     (share / 'slam3r_ros').symlink_to(ROOT)
     scripts = tmp_path / 'lib' / 'slam3r_ros'
     scripts.mkdir(parents=True)
-    modules = {name: f'nodes.{name}' for name in GRAPH} | {'slam3r_container': 'container'}
+    modules = {name: f'nodes.{name}' for name in GRAPH} | {'slam3r_container': 'container', 'bring_up': 'bringup'}
     for name, module in modules.items():
         text = f'#!{sys.executable}\nimport sys\n\nfrom slam3r_ros.{module} import main\n\nsys.exit(main())\n'
         (scripts / name).write_text(text)
@@ -60,6 +61,7 @@ def test_the_arguments_and_their_defaults(slam, monkeypatch):
         'use_composition': 'true',
         'use_sim_time': 'false',
         'namespace': '',
+        'autostart': 'true',
     }
     monkeypatch.setenv('SLAM3R_CONFIG_FILE', '/my.yaml')
     assert arguments(slam, monkeypatch)['params_file'] == '/my.yaml'
@@ -87,6 +89,27 @@ def test_it_really_launches_and_ends_with_status_1_on_bad_input(slam, compositio
     assert done.returncode == 1, text
     assert '[robot.video_decoder]: /nowhere.mp4: does not exist' in text
     assert ('slam3r_container-1' in text) == (composition == 'true')
+
+
+@pytest.mark.parametrize('composition', ['true', 'false'])
+def test_it_brings_the_nodes_up_in_order_and_ends_with_a_signal(slam, composition):
+    given = ['input:=topic:nowhere', f'use_composition:={composition}', 'namespace:=robot']
+    command = [sys.executable, '-c', LAUNCH, str(ROOT / 'launch' / 'slam.launch.py'), *given]
+    launch = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        lines = []
+        for line in launch.stdout:
+            lines.append(line)
+            if 'active: mesher, slam3r, keyframe_selector, video_decoder' in line:
+                break
+        os.killpg(launch.pid, signal.SIGINT)  # as the terminal does
+        text = ''.join(lines) + launch.communicate(timeout=30)[0]
+    finally:
+        launch.kill()
+    assert launch.returncode == 0, text
+    assert 'active: mesher' in text and 'Traceback' not in text
 
 
 def test_rviz_shows_what_is_published():

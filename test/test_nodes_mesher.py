@@ -1,6 +1,12 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +16,17 @@ from ros_helpers import ros_fixture, wait_until  # noqa: F401
 from std_srvs.srv import Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
+from slam3r_ros import msg
+from slam3r_ros.meshing.backend import choose
+from slam3r_ros.meshing.draco import CompressedMesh, decompress
+from slam3r_ros.meshing.pace import SLOWDOWN
+from slam3r_ros.meshing.reader import MeshCopy
 from slam3r_ros.nodes import mesher
 from slam3r_ros.nodes.base import Newcomers
 from slam3r_ros.nodes.mesher import Mesher
+from slam3r_ros.nodes.parameters import ParameterError
 from slam3r_ros.srv import GetMesh, SaveMap
-from slam3r_ros.transport.bus import create_publisher, create_subscription
+from slam3r_ros.transport.bus import create_publisher, create_subscription, worker_of
 from slam3r_ros.transport.messages import mesh_from_message
 from slam3r_ros.values import Keyframe, MeshUpdate, SlamStatus, State
 
@@ -27,11 +39,16 @@ class Bench:
         self.status = create_publisher(self.feeder, SlamStatus, 'status')
         self.node = ros.node(Mesher, parameters={'mesh_rate': 5.0, 'mesh_min_weight': 0.0} | parameters)
         self.outside = ros.apart().node(node_name='outside')
+        self.watchers = []
 
-    def watch(self):
-        updates = []
-        create_subscription(self.ros.node(node_name=f'watcher{len(self.ros.nodes)}'), MeshUpdate, 'mesh', updates.append)
-        return updates
+    def watch(self, value_type=MeshUpdate, topic='mesh'):
+        seen = []
+        self.watchers.append(self.ros.node(node_name=f'watcher{len(self.watchers)}'))
+        create_subscription(self.watchers[-1], value_type, topic, seen.append)
+        return seen
+
+    def watch_draco(self):
+        return self.watch(CompressedMesh, 'mesh/draco')
 
     def watch_markers(self):
         seen = []
@@ -43,6 +60,13 @@ class Bench:
             if frame.id in ids:
                 self.keyframes.publish(wall(frame, **kwargs))
         self.node.worker.call(lambda: None)
+
+    def turn(self, count=1):
+        """Let the mesher publish so many times, beside its timer."""
+        for _ in range(count):
+            self.node.worker.call(self.node._publish)
+        for each in self.watchers:
+            worker_of(each).call(lambda: None)
 
     def tell(self, **kwargs):
         self.status.publish(SlamStatus(0, State.TRACKING, **kwargs))
@@ -96,8 +120,167 @@ def test_nothing_is_meshed_while_nobody_looks(bench, monkeypatch):
     calls = []
     monkeypatch.setattr(b.node._mesher, 'update', lambda full=False: calls.append(full))
     b.feed()
-    time.sleep(0.5)
+    b.turn(3)
     assert not calls
+
+
+def test_nothing_is_compressed_or_serialised_for_those_who_read_the_mesh_only(bench, monkeypatch):
+    b = bench()
+    made = []
+    monkeypatch.setattr(mesher, 'DracoStream', lambda *_: made.append('draco'))
+    monkeypatch.setattr(mesher, 'DisplayChunks', lambda *_: made.append('markers'))
+    updates = b.watch()
+    b.feed()
+    wait_until(lambda: updates and updates[-1].blocks)
+    b.turn(3)
+    assert not made
+
+
+def test_a_reader_from_before_the_first_map_misses_nothing(bench):
+    b = bench()
+    updates, messages = b.watch(), b.watch_draco()
+    wait_until(lambda: updates and messages)
+    b.feed([0], map_id=5)
+    b.turn(2)
+    wait_until(lambda: updates[-1].blocks and len(messages[-1].indices))
+    for copy, told in ((MeshCopy(), updates), (MeshCopy(), map(decompress, messages))):
+        assert all(copy.apply(each) for each in told) and copy.blocks
+
+
+def test_without_dracopy_the_rest_goes_on(bench, monkeypatch):
+    monkeypatch.setattr(mesher, 'is_installed', lambda: False)
+    b = bench()
+    updates, messages = b.watch(), b.watch_draco()
+    b.feed()
+    wait_until(lambda: updates and updates[-1].blocks)
+    b.turn(2)
+    assert not messages and not b.node.last_error
+
+
+def test_a_device_that_is_not_there_is_told(bench):
+    if choose('auto') == 'cuda':
+        pytest.skip('there is a GPU')
+    with pytest.raises(ParameterError, match='mesh_device of /mesher.*CuPy'):
+        bench(mesh_device='cuda')
+
+
+def test_the_compressed_mesh_is_the_mesh_and_has_numbers_of_its_own(bench):
+    b = bench(mesh_bandwidth_mbps=0.0)
+    b.feed([0])
+    updates = b.watch()
+    wait_until(lambda: updates)
+    messages = b.watch_draco()
+    wait_until(lambda: messages)
+    b.feed([30], shift=0.5)
+    b.feed([0], revision=1, shift=1.0)  # moves, so that blocks are removed
+    wait_until(lambda: any((each.vertex_counts == 0).any() for each in messages))
+    b.turn(2)
+    plain, packed = MeshCopy(), MeshCopy()
+    assert all(plain.apply(each) for each in updates)
+    assert all(packed.apply(decompress(each)) for each in messages)
+    assert {index: len(block.triangles) for index, block in packed.blocks.items()} == {
+        index: len(block.triangles) for index, block in plain.blocks.items()}
+    assert [each.sequence for each in messages] == list(range(1, len(messages) + 1))
+
+
+def test_a_new_subscriber_of_one_topic_is_sent_everything_there_alone(bench):
+    b = bench()
+    updates = b.watch()
+    b.feed()
+    wait_until(lambda: updates and updates[-1].blocks)
+    b.turn(2)
+    count = len(updates)
+    messages = b.watch_draco()
+    wait_until(lambda: messages)
+    b.turn(3)
+    assert [each.full for each in messages] == [True] and len(updates) == count
+    plain = MeshCopy()
+    assert all(plain.apply(each) for each in updates)
+    assert messages[0].triangle_counts.sum() == len(plain.mesh()[2])
+
+
+def test_a_cap_spreads_the_mesh_over_several_messages(bench):
+    b = bench(mesh_bandwidth_mbps=0.05)  # 1250 bytes each
+    b.feed([0, 10, 20])
+    messages = b.watch_draco()
+    whole = sum(len(block.triangles) for block in b.node._mesher.snapshot().blocks)
+    wait_until(lambda: sum(each.triangle_counts.sum() for each in messages) == whole)
+    copy = MeshCopy()
+    assert all(copy.apply(decompress(each)) for each in messages) and len(copy.mesh()[2]) == whole
+    assert len(messages) > 1 and [each.full for each in messages] == [True] + [False] * (len(messages) - 1)
+
+
+def test_a_process_outside_follows_the_compressed_mesh(bench):
+    b = bench()
+    b.feed()
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name('ros_draco_reader.py')), '/mesh/draco'],
+        env=os.environ | {'ROS_DOMAIN_ID': str(b.ros.domain)}, stdout=subprocess.PIPE, text=True)
+    try:
+        seen = json.loads(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+    whole = b.node._mesher.snapshot()
+    assert seen == {'frame': 'map', 'blocks': len(whole.blocks), 'triangles': sum(len(each.triangles) for each in whole.blocks)}
+
+
+def test_the_compressed_topic_lies_below_the_mesh_wherever_that_is(ros):
+    node = ros.node(Mesher, parameters={'map_frame': 'map'}, namespace='robot', cli_args=['--ros-args', '-r', 'mesh:=surface'])
+    assert node._draco.topic_name == '/robot/surface/draco'
+
+
+def test_who_missed_an_update_gets_the_mesh_on_call_and_goes_on(bench):
+    b = bench()
+    copy, seen = MeshCopy(), []
+    b.outside.create_subscription(msg.MeshUpdate, 'mesh', lambda each: seen.append(mesh_from_message(each)), 10)
+    b.feed([0])
+    wait_until(lambda: seen and seen[-1].full and seen[-1].blocks)
+    number = seen[-1].sequence
+    b.feed([20], shift=0.4)
+    wait_until(lambda: seen[-1].sequence > number)
+    b.turn(2)
+    missed = len(seen) - 1
+    b.feed([0], revision=1, shift=1.0)
+    wait_until(lambda: any(not len(block.triangles) for block in seen[-1].blocks))
+    b.turn(2)
+    assert all(copy.apply(each) for each in seen[:missed])
+    assert not [copy.apply(each) for each in seen[missed + 1:]][-1]
+    assert copy.apply(mesh_from_message(b.ros.call(b.outside, GetMesh, '/mesher/get_mesh').mesh))
+    b.feed([35], shift=-0.4)
+    number = seen[-1].sequence
+    wait_until(lambda: seen[-1].sequence > number)
+    assert copy.apply(seen[-1])
+    whole = b.node._mesher.snapshot().blocks
+    assert copy.blocks.keys() == {block.index for block in whole}
+    for block in whole:
+        np.testing.assert_array_equal(copy.blocks[block.index].vertices, block.vertices)
+
+
+def test_a_fast_camera_makes_the_mesh_wait_but_not_at_the_end(bench):
+    b = bench(mesh_fast_motion=0.1, mesh_rate=0.1)  # the stub goes at 0.3
+    updates = b.watch()
+    b.turn(2)
+    assert len(updates) == 1  # everything, which is nothing yet
+    b.feed([0, 10])
+    for count in [1] * (SLOWDOWN - 1) + [2]:
+        b.turn()
+        assert len(updates) == count
+    b.feed([20], shift=0.5)
+    b.tell(finished=True)
+    wait_until(lambda: len(updates) == 3)
+
+
+def test_diagnostics_tell_how_the_mesh_fares(bench):
+    b = bench()
+    messages = b.watch_draco()
+    wait_until(lambda: messages)
+    b.feed()
+    wait_until(lambda: len(messages[-1].indices))
+    figures = b.node.worker.call(b.node.diagnostics)
+    assert figures['triangles'] > figures['vertices'] / 2 > 0 and figures['blocks'] > 0
+    assert 0 < figures['mesh_fps'] <= 5 and 0 < figures['latency_ms'] < 5000
+    assert figures['compression_ratio'] > 5 and figures['camera_speed'] == pytest.approx(0.303, abs=0.001)
 
 
 def test_rviz_gets_markers_and_a_late_one_gets_them_all(bench):
@@ -186,3 +369,42 @@ def test_save_map_writes_both_meshes(bench, tmp_path, monkeypatch):
     assert answer.success, answer.message
     assert answer.files == [str(tmp_path / 'mesh.ply'), str(tmp_path / 'mesh.glb')]
     assert abs(x_of(trimesh.load(tmp_path / 'mesh.ply', process=False).vertices) - 1.0) < 0.01
+
+
+def test_save_map_smooths_and_simplifies_what_is_asked_for(bench, tmp_path, monkeypatch):
+    b = bench(save_max_triangles=100)
+    b.feed()
+    asked = []
+    monkeypatch.setattr(mesher, 'smooth', lambda *mesh: asked.append(mesh[3]) or mesh[:3])
+    monkeypatch.setattr(mesher, 'decimate', lambda *mesh: (*mesh[:2], mesh[2][:mesh[3]]))
+
+    def save(method, folder):
+        return b.ros.call(b.outside, SaveMap, '/mesher/save_map', SaveMap.Request(path=str(tmp_path / folder), method=method))
+
+    assert save('tsdf', 'plain').success and not asked
+    assert save('poisson', 'smooth').success and asked == [pytest.approx(0.02)]
+    for folder in ('plain', 'smooth'):
+        assert len(trimesh.load(tmp_path / folder / 'mesh.ply', process=False).faces) == 100
+    assert save('marble', 'other').message == "method 'marble' is unknown; use tsdf or poisson"
+
+
+def test_keyframes_go_on_while_a_mesh_is_saved(bench, tmp_path, monkeypatch):
+    b = bench()
+    b.feed([0])
+    began, go_on = threading.Event(), threading.Event()
+
+    def write(*_):
+        began.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(mesher, 'write_mesh', write)
+    client = b.outside.create_client(SaveMap, '/mesher/save_map')
+    assert client.wait_for_service(10)
+    future = client.call_async(SaveMap.Request(path=str(tmp_path)))
+    assert began.wait(10)
+    before = b.node.diagnostics()['blocks']
+    b.feed([30], shift=0.5)
+    assert b.node.diagnostics()['blocks'] > before and not future.done()
+    go_on.set()
+    wait_until(future.done)
+    assert future.result().success

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry, Path
-from nodes_stubs import StubEngine, images, pose_at
+from nodes_stubs import StubEngine, images, pose_at, wall
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_helpers import ros_fixture, wait_until  # noqa: F401
 from sensor_msgs.msg import PointCloud2
@@ -15,7 +15,7 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from slam3r_ros import msg
-from slam3r_ros.engines.protocol import EngineError
+from slam3r_ros.engines.protocol import EngineError, EngineOutput
 from slam3r_ros.mapping.frames import T_MAP_OPTICAL, from_quaternion, rigid
 from slam3r_ros.mapping.trajectory import read_tum
 from slam3r_ros.nodes import slam3r
@@ -172,7 +172,7 @@ def test_nothing_is_made_for_topics_without_a_subscriber(bench, monkeypatch):
         raise AssertionError('nobody asked')
 
     b = bench()
-    for name in ('to_tf', 'to_odometry', 'to_path', 'to_cloud', 'keyframe_points'):
+    for name in ('to_tf', 'to_odometry', 'to_path', 'cloud_to_cdr', 'keyframe_points'):
         monkeypatch.setattr(outputs, name, unwanted)
     b.feed(images())
     assert b.node.last_error == ''
@@ -229,7 +229,7 @@ def test_save_map_writes_what_came_before_the_call(bench, tmp_path):
     [
         ({}, 'path is empty'),
         ({'path': '/tmp/x', 'format': 'obj'}, "format 'obj' is unknown"),
-        ({'path': '/tmp/x', 'method': 'poisson'}, "method 'poisson' is unknown"),
+        ({'path': '/tmp/x', 'method': 'nerf'}, "method 'nerf' is unknown"),
         ({'path': '/dev/null/x'}, '/dev/null/x cannot be made'),
     ],
 )
@@ -247,11 +247,72 @@ def test_saving_nothing_is_an_answer_not_a_file(bench, tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
-def test_the_other_services_are_not_available_yet(bench):
+def test_while_paused_frames_wait_and_the_state_is_told(bench):
     b = bench()
-    for service_type, name in ((Trigger, 'pause'), (Trigger, 'resume'), (LoadMap, 'load_map'), (SetScale, 'set_scale')):
-        answer = b.ros.call(b.outside, service_type, f'/slam3r/{name}')
-        assert not answer.success and answer.message == 'not available yet'
+    b.feed(images(12, missing=()))
+    assert b.ros.call(b.outside, Trigger, '/slam3r/pause').success
+    wait_until(lambda: b.statuses[-1].state == State.PAUSED)
+    frames = list(images())
+    b.frames.publish(frames[12])
+    told = len(b.statuses)
+    wait_until(lambda: len(b.statuses) > told)  # once a second, paused or not
+    assert b.statuses[-1].state == State.PAUSED and len(b.engine.frames) == 12
+    assert b.ros.call(b.outside, Trigger, '/slam3r/resume').success
+    wait_until(lambda: len(b.engine.frames) == 13 and b.statuses[-1].state == State.TRACKING)
+    assert b.statuses[-1].frames_dropped == 0
+
+
+def test_an_inactive_node_is_neither_paused_nor_resumed(bench):
+    b = bench()
+    b.node.trigger_deactivate()
+    for name in ('pause', 'resume'):
+        answer = b.ros.call(b.outside, Trigger, f'/slam3r/{name}')
+        assert not answer.success and 'the node is inactive' in answer.message
+    b.frames.publish(next(images()))
+    b.node.worker.call(lambda: None)
+    assert not b.engine.frames
+
+
+def test_an_engine_without_map_files_says_so(bench, tmp_path):
+    b = bench()
+    b.feed(images(12))
+    for service_type, name, fields in (
+        (LoadMap, 'load_map', {'path': str(tmp_path)}),
+        (SetScale, 'set_scale', {'metres_per_unit': 2.0}),
+    ):
+        answer = b.ros.call(b.outside, service_type, f'/slam3r/{name}', service_type.Request(**fields))
+        assert not answer.success and 'take engine:=geometric' in answer.message
+
+
+class MetricEngine(StubEngine):
+    """Has one keyframe, which it sends again in metres."""
+
+    def set_scale(self, metres_per_unit):
+        self.map_id += 1
+        self.scale_known, self._again = True, [wall(self.frames[0], map_id=self.map_id)]
+
+    def resend(self, most=8):
+        again, self._again = self._again, []
+        return EngineOutput(None, tuple(again))
+
+
+def test_a_new_scale_begins_a_map_that_holds_everything(bench):
+    b = bench(engine=MetricEngine())
+    b.feed(images(12))
+    before = b.statuses[-1].map_id
+    answer = b.ros.call(b.outside, SetScale, '/slam3r/set_scale', SetScale.Request(metres_per_unit=2.0))
+    assert answer.success, answer.message
+    wait_until(lambda: b.keyframes[-1].map_id == before + 1)
+    b.node.worker.call(b.node._publish_status)
+    wait_until(lambda: b.statuses[-1].keyframes == 1)
+    assert b.statuses[-1].scale_known and b.statuses[-1].map_id == before + 1
+    # The mesher needs the unit before the keyframes: the first status of the new map knows none yet.
+    assert next(each for each in b.statuses if each.map_id == before + 1).keyframes == 0
+
+
+def test_a_path_is_needed_to_load_a_map(bench):
+    answer = (b := bench()).ros.call(b.outside, LoadMap, '/slam3r/load_map')
+    assert not answer.success and 'path is empty' in answer.message
 
 
 def test_a_mistake_in_a_service_is_answered_and_the_executor_lives_on(bench, monkeypatch):

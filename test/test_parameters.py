@@ -110,7 +110,7 @@ def test_the_environment_sets_defaults(ros, monkeypatch):
     assert declare(given, 'video_decoder').input == 'b.mp4'
 
 
-@pytest.mark.parametrize('text, reason', [('abc', "'abc' must be of type int"), ('-1', '-1 is outside of 0 ... 1000')])
+@pytest.mark.parametrize('text, reason', [('abc', "'abc' must be of type int"), ('-1', '-1 is outside of 0 ... 15')])
 def test_a_bad_environment_variable_is_named(ros, monkeypatch, text, reason):
     monkeypatch.setenv('KEYFRAME_STRIDE', text)
     with pytest.raises(ParameterError, match=f'environment variable KEYFRAME_STRIDE .parameter keyframe_stride.: {reason}'):

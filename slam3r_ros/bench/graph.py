@@ -43,8 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(json.dumps(run_plain(str(arguments.video))))
         return 0
     if arguments.once == 'graph':
-        from slam3r_ros.container import run_graph
-        from slam3r_ros.graph import isolate
+        from slam3r_ros.graph import isolate, run_graph
 
         isolate()
         print(json.dumps(run_graph({'video_decoder': {'input': str(arguments.video.resolve()), 'stamp_offset': 0.0}})))

@@ -33,6 +33,7 @@ class Engine(Protocol):
     name: str
     device: str
     model_license: str
+    can_save: bool  # and load
 
     @property
     def state(self) -> State:
@@ -119,7 +120,7 @@ class SingleMap:
     """The answers of an engine with one map, of unknown scale, that can be put into no file."""
 
     name: str
-    scale_known = False
+    can_save = scale_known = False
 
     def resend(self, most: int = 8) -> EngineOutput:
         """Return nothing: nothing ever waits."""

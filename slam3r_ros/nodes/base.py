@@ -7,72 +7,82 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
-from rclpy.node import Node
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
 from rclpy.signals import uninstall_signal_handlers
 from rclpy.task import Future
 
 from slam3r_ros.engines.protocol import EngineError
+from slam3r_ros.nodes.managed import ManagedNode
 from slam3r_ros.nodes.parameters import ParameterError, declare
-from slam3r_ros.transport.bus import close_node, worker_of
+from slam3r_ros.transport.executor import PoolExecutor
 
-NOT_YET = 'not available yet'
 _FAREWELL = 0.5  # seconds
 
 
-class PipelineNode(Node):
-    """A node whose callbacks all run on its one worker.
+class PipelineNode(ManagedNode):
+    """A managed node with parameters, diagnostics and services.
+
+    A subclass has a `NAME`, which also is that of its group of parameters.  With the parameter `autostart` the node
+    becomes active at once.
 
     Attributes:
         parameters: Their values, by name.
-        closing: What else is to be closed when the node is destroyed.
-        worker: Runs every callback, service and timer of this node.
         failure: Why the node cannot go on; empty while it can.
         failed: Done, with that reason, when its process should end.
     """
 
-    def __init__(self, name: str, **kwargs: Any):
-        """Declare the parameters of the group `name`.
+    NAME = ''
+
+    def __init__(self, **kwargs: Any):
+        """Declare the parameters of the group `NAME`, and start if that is asked for.
 
         Args:
-            name: Of the node, unless it is remapped.
             kwargs: For rclpy's Node.
 
         Raises:
             ParameterError: A parameter makes no sense.
+            Exception: What `configure` raises.
         """
-        super().__init__(name, **kwargs)
-        self.closing = ExitStack()
+        super().__init__(self.NAME, **kwargs)
+        self.failure, self.failed = '', Future()
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._service_group = MutuallyExclusiveCallbackGroup()  # a service may wait for the worker: not the default group
         try:
-            self.parameters = declare(self, name)
+            self.parameters = declare(self, self.NAME)
         except ParameterError:
             self.destroy_node()  # else a half-made node stays in the graph
             raise
-        self.worker = worker_of(self)
-        self.failure = ''
-        self.failed = Future()
-        self._service_group = MutuallyExclusiveCallbackGroup()  # a service may wait for the worker: not the default group
-        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        if self.parameters.autostart:
+            self.start()
 
-    def start_diagnostics(self) -> None:
-        """Tell /diagnostics how the node fares, once a second; to be called when the constructor is done."""
-        self.worker.every(1.0, self.publish_diagnostics)
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let the subclass make what it works with, and tell /diagnostics how it fares."""
+        self.failure = ''
+        result = super().on_configure(state)
+        if result == TransitionCallbackReturn.SUCCESS:
+            self.worker.every(1.0, self.publish_diagnostics, always=True)
+        return result
 
     def diagnostics(self) -> dict[str, Any]:
         """Return what /diagnostics shall say about this node."""
         return {}
 
     @property
+    def trouble(self) -> str:
+        """What keeps the node from its work now; empty when nothing does."""
+        return self.failure
+
+    @property
     def last_error(self) -> str:
-        """Why the node failed or, when it did not, what went wrong last; empty when nothing did."""
-        return self.failure or self.worker.last_error
+        """What keeps the node from its work or, when nothing does, what went wrong last; empty when nothing did."""
+        return self.trouble or self.worker.last_error
 
     def fail(self, reason: str) -> None:
         """Give up: log one line, tell others, and ask the process to end."""
@@ -93,26 +103,31 @@ class PipelineNode(Node):
             return
         level = DiagnosticStatus.OK
         if self.last_error:
-            level = DiagnosticStatus.ERROR if self.failure else DiagnosticStatus.WARN
+            level = DiagnosticStatus.ERROR if self.trouble else DiagnosticStatus.WARN
         status = DiagnosticStatus(level=level, name=self.get_fully_qualified_name(), message=self.last_error or 'ok')
-        status.values = [KeyValue(key=key, value=str(value)) for key, value in self.diagnostics().items()]
+        values = {'lifecycle': 'active' if self.active else 'inactive'} | self.diagnostics()
+        status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
         message = DiagnosticArray(status=[status])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 
-    def serve(self, service_type: type, name: str, handler: Callable[[Any], dict[str, Any]]) -> None:
+    def serve(
+        self, service_type: type, name: str, handler: Callable[[Any], dict[str, Any] | Callable[[], dict[str, Any]]]
+    ) -> None:
         """Answer a service on the worker, behind everything that came before.
 
         Args:
             service_type: With `success` and `message` in its response.
             name: Of the service.
-            handler: Takes the request and returns fields of the response, `success` being true by default.  What it
-                raises is answered as failure.
+            handler: Takes the request and returns fields of the response, `success` being true by default; or, for
+                what takes long, a function that returns them and leaves the worker free.  What either raises is answered
+                as failure.
         """
 
         def answer(request: Any, response: Any) -> Any:
             try:
-                fields = {'success': True} | self.worker.call(handler, request)
+                fields = self.worker.call(handler, request)
+                fields = {'success': True} | (fields() if callable(fields) else fields)
             except (OSError, ValueError, RuntimeError) as error:
                 fields = {'success': False, 'message': str(error)}
             except Exception as error:  # noqa: BLE001 - a mistake of ours: the executor must live on
@@ -123,16 +138,6 @@ class PipelineNode(Node):
             return response
 
         self.create_service(service_type, name, answer, callback_group=self._service_group)
-
-    def serve_not_yet(self, service_type: type, name: str) -> None:
-        """Answer a service that a later version will bring."""
-        self.serve(service_type, name, lambda request: {'success': False, 'message': NOT_YET})
-
-    def destroy_node(self) -> None:
-        """Wait for the callback that runs, then leave the graph."""
-        close_node(self)
-        super().destroy_node()
-        self.closing.close()
 
 
 class OnDemand:
@@ -187,7 +192,7 @@ def run(node_class: type[PipelineNode], arguments: Sequence[str] | None = None) 
     node = None
     try:
         node = node_class()
-        executor = MultiThreadedExecutor(num_threads=4)  # a service may block one, its worker wait for another
+        executor = PoolExecutor(4)  # a service may block one, its worker wait for another
         executor.add_node(node)
         executor.spin_until_future_complete(node.failed)
         return int(node.failed.done())

@@ -3,7 +3,7 @@
 """Image topics as input of the decoder."""
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.exceptions import InvalidTopicNameException
@@ -12,15 +12,14 @@ from rclpy.subscription import Subscription
 from rclpy.validate_topic_name import validate_topic_name
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from slam3r_ros.nodes.base import PipelineNode
+from slam3r_ros.nodes.frames import FrameOutput
 from slam3r_ros.nodes.parameters import ParameterError
 from slam3r_ros.transport.images import from_image
 from slam3r_ros.transport.stamps import from_stamp
 from slam3r_ros.values import Frame
 from slam3r_ros.video.pixels import PixelError
 from slam3r_ros.video.undistort import DistortionError, Undistorter, is_rectified
-
-if TYPE_CHECKING:
-    from slam3r_ros.nodes.video_decoder import VideoDecoder
 
 _INFO_PATIENCE = 2.0  # seconds that images wait for the first CameraInfo when somebody publishes one
 _NOTICE = 5.0  # seconds between two lines that say what is waited for
@@ -42,7 +41,9 @@ class CameraInput:
         received: Images that came so far.
     """
 
-    def __init__(self, node: 'VideoDecoder', topic: str):
+    error = ''  # what a topic says, or why it says nothing, is no error
+
+    def __init__(self, node: PipelineNode, output: FrameOutput, topic: str):
         """Prepare; nothing is subscribed yet.
 
         Raises:
@@ -54,8 +55,8 @@ class CameraInput:
             reason = ' '.join(str(error).split())
             raise ParameterError(f'parameter input of {node.get_fully_qualified_name()}: {reason}') from None
         self.received = 0
-        self._unusable = 0
-        self._node = node
+        self._unusable = self._missed = 0
+        self._node, self._output = node, output
         self._raw = topic.removesuffix(_COMPRESSED)
         self._topics = [topic] if topic.endswith(_COMPRESSED) else [topic, topic + _COMPRESSED]
         self._info: CameraInfo | None = None
@@ -81,8 +82,8 @@ class CameraInput:
 
     @property
     def dropped(self) -> int:
-        """Images that were broken, or came while the others were busy."""
-        return self._unusable + self._inbox.dropped
+        """Images that were broken, or came while the others were busy or the node inactive."""
+        return self._unusable + self._missed + self._inbox.dropped
 
     def close(self) -> None:
         """Do nothing: the subscriptions end with their node."""
@@ -127,8 +128,12 @@ class CameraInput:
         self._last_arrival = time.monotonic()
         self._first_arrival = self._first_arrival or self._last_arrival
         stamp = from_stamp(message.header.stamp) or self._node.get_clock().now().nanoseconds
-        self._inbox.put(_Arrival(self.received, stamp, message))
+        arrival = _Arrival(self.received, stamp, message)
         self.received += 1
+        if self._node.active:
+            self._inbox.put(arrival)
+        else:
+            self._missed += 1
 
     def _convert(self, arrival: _Arrival) -> None:
         node = self._node
@@ -145,7 +150,7 @@ class CameraInput:
         intrinsics = None
         if self._undistorter is not None:
             image, intrinsics = self._undistorter(image), self._undistorter.intrinsics
-        node.publish(Frame(arrival.id, arrival.stamp, image, intrinsics))
+        self._output.publish(Frame(arrival.id, arrival.stamp, image, intrinsics))
 
     def _must_wait_for_info(self) -> bool:
         node = self._node

@@ -14,19 +14,15 @@ from slam3r_ros.values import Frame, Keyframe
 class KeyframeSelector(PipelineNode):
     """Takes `frames`, publishes `selected_frames`; hears of the engine's confidence by `keyframes`."""
 
-    def __init__(self, **kwargs: Any):
-        """Wait for frames.
+    NAME = 'keyframe_selector'
 
-        Raises:
-            ParameterError: A parameter makes no sense.
-        """
-        super().__init__('keyframe_selector', **kwargs)
+    def configure(self) -> None:
+        """Prepare to look at frames."""
         p = self.parameters
         self._selector = FrameSelector(p.keyframe_stride)
         self._selected = create_publisher(
             self, Frame, 'selected_frames', depth=4, frame_id=p.camera_frame, lossless=True
         )
-        self.start_diagnostics()
         if not p.keyframe_stride:  # not lossless: the engine must never wait for this node, which waits for the engine
             create_subscription(self, Keyframe, 'keyframes', self._selector.hear)
         create_subscription(self, Frame, 'frames', self._select, p.queue_depth, lossless=True)

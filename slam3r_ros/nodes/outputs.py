@@ -14,7 +14,7 @@ from tf2_msgs.msg import TFMessage
 from slam3r_ros.mapping.cloud import MapCloud, keyframe_points
 from slam3r_ros.mapping.frames import invert, rigid
 from slam3r_ros.nodes.base import OnDemand
-from slam3r_ros.transport.clouds import to_cloud
+from slam3r_ros.transport.clouds import cloud_to_cdr
 from slam3r_ros.transport.interop import euler_matrix
 from slam3r_ros.transport.poses import to_odometry, to_path, to_tf
 from slam3r_ros.values import Keyframe, Pose
@@ -27,8 +27,8 @@ class PoseOutput:
     """TF, `odometry` of every pose, and `path` of the keyframes; after REP-105."""
 
     def __init__(self, node: Node, parameters: SimpleNamespace):
-        """Publish where the camera sits on the body, which does not change."""
-        self._parameters = parameters
+        """Begin with an empty path."""
+        self._node, self._parameters = node, parameters
         self._tf = OnDemand(node.create_publisher(TFMessage, '/tf', 100))
         self._static_tf = node.create_publisher(TFMessage, '/tf_static', _LATCHED)
         self._odometry = OnDemand(node.create_publisher(Odometry, 'odometry', 100))
@@ -36,9 +36,13 @@ class PoseOutput:
         self._stations: dict[int, tuple[int, np.ndarray]] = {}  # keyframe id: nanoseconds, T_map_base
         T_base_camera = rigid(euler_matrix(*parameters.base_to_camera[3:]), np.array(parameters.base_to_camera[:3]))
         self._T_camera_base = invert(T_base_camera)
-        if parameters.publish_base_camera:
-            edge = (parameters.base_frame, parameters.camera_frame, T_base_camera)
-            self._static_tf.publish(to_tf([edge], node.get_clock().now().nanoseconds))
+
+    def tell_mount(self) -> None:
+        """Publish where the camera sits on the body, which does not change."""
+        p = self._parameters
+        if p.publish_base_camera:
+            edge = (p.base_frame, p.camera_frame, invert(self._T_camera_base))
+            self._static_tf.publish(to_tf([edge], self._node.get_clock().now().nanoseconds))
 
     def tell(self, pose: Pose) -> None:
         """Publish where the camera is now."""
@@ -90,7 +94,7 @@ class CloudOutput:
             return
         stamp = keyframe.pose.stamp
         self._keyframe_cloud.publish(
-            lambda: to_cloud(*keyframe_points(keyframe, self._stride), stamp, self._frame_id)
+            lambda: cloud_to_cdr(*keyframe_points(keyframe, self._stride), stamp, self._frame_id)
         )
         if self.map.insert(keyframe):
             self._newest = max(self._newest, stamp)
@@ -98,7 +102,7 @@ class CloudOutput:
 
     def publish_map(self) -> None:
         """Publish the map cloud if that is called for; to be called at 0.5 Hz at most."""
-        self._map_cloud.publish_latched(lambda: to_cloud(*self.map.points(), self._newest, self._frame_id))
+        self._map_cloud.publish_latched(lambda: cloud_to_cdr(*self.map.points(), self._newest, self._frame_id))
 
     def clear(self) -> None:
         """Begin a new map."""

@@ -81,6 +81,9 @@ class Parameter:
         return self.check(value, source)
 
 
+AUTOSTART = Parameter(
+    'autostart', True, 'Configure and activate the node at once; false: a lifecycle manager does.'
+)
 MAP_FRAME = Parameter('map_frame', 'map', 'World frame: x forward, y left, z up (REP-105).')
 ODOM_FRAME = Parameter('odom_frame', 'odom', 'Frame of the odometry; at the map while no loop is closed.')
 BASE_FRAME = Parameter('base_frame', 'base_link', 'Frame of the body that carries the camera.')
@@ -89,7 +92,8 @@ CAMERA_FRAME = Parameter('camera_frame', 'camera_optical_frame', 'Optical frame:
 INPUT = Parameter(
     'input',
     '',
-    'Video file, bag, or image topic (`topic:/name`, or a name that begins with `/`). Empty: the topic `image_raw`.',
+    'File, image folder, bag, `camera:0`, rtsp, http or ws URL, or topic (`topic:/name`, or a name that begins with `/`). '
+    'Empty: the topic `image_raw`.',
     environment='VIDEO_STREAM_URL',
 )
 BAG_TOPIC = Parameter('bag_topic', '', 'Image topic of a bag; chosen by itself when empty.')
@@ -105,8 +109,8 @@ RECTIFIED = Parameter('rectified', False, 'The images of the topic are undistort
 KEYFRAME_STRIDE = Parameter(
     'keyframe_stride',
     0,
-    'Advised frames between keyframes. 0: as the motion asks.',
-    (0, 1000),
+    "Advised frames between keyframes. 0: as the image's motion and the engine's confidence ask.",
+    (0, 15),
     environment='KEYFRAME_STRIDE',
 )
 
@@ -149,15 +153,32 @@ MESH_MIN_WEIGHT = Parameter(
     'mesh_min_weight', 0.25, 'Summed confidence that a voxel must reach to be shown; 0 shows all.', (0.0, 100.0)
 )
 MESH_MEMORY = Parameter(
-    'mesh_memory_mb', 1024, 'Memory of the voxels; when it is full those longest untouched go.', (16, 1_000_000)
+    'mesh_memory_mb', 1024, 'Memory of mesh and voxels; when full, what is longest untouched goes.', (16, 1_000_000)
+)
+MESH_DEVICE = Parameter(
+    'mesh_device', 'auto', 'Where to mesh. `auto`: the GPU where CuPy finds one.', choices=('auto', 'cpu', 'cuda')
 )
 CHUNK_BLOCKS = Parameter('chunk_blocks', 8, 'Edge of a display chunk, one RViz marker each, in blocks.', (1, 64))
 MESH_RATE = Parameter('mesh_rate', 2.0, 'Mesh updates a second at most.', (0.1, 5.0))
+MESH_FAST_MOTION = Parameter(
+    'mesh_fast_motion',
+    1.0,
+    'Camera speed, map units a second (metres once the scale is known), above which the mesh is updated at a quarter of '
+    'the rate; 0: never.',
+    (0.0, 1000.0),
+)
+MESH_BANDWIDTH = Parameter(
+    'mesh_bandwidth_mbps', 1.0, 'Of `mesh/draco` at most; what does not fit comes later. 0: any.', (0.0, 10_000.0)
+)
+SAVE_MAX_TRIANGLES = Parameter(
+    'save_max_triangles', 0, 'Triangles of a saved mesh, about; flat places lose theirs first. 0: all.', (0, 100_000_000)
+)
 
 GROUPS: dict[str, tuple[Parameter, ...]] = {
-    'video_decoder': (INPUT, BAG_TOPIC, REALTIME, STAMP_OFFSET, INPUT_QOS, RECTIFIED, CAMERA_FRAME),
-    'keyframe_selector': (KEYFRAME_STRIDE, QUEUE_DEPTH, CAMERA_FRAME),
+    'video_decoder': (AUTOSTART, INPUT, BAG_TOPIC, REALTIME, STAMP_OFFSET, INPUT_QOS, RECTIFIED, CAMERA_FRAME),
+    'keyframe_selector': (AUTOSTART, KEYFRAME_STRIDE, QUEUE_DEPTH, CAMERA_FRAME),
     'slam3r': (
+        AUTOSTART,
         ENGINE,
         CHECKPOINTS_DIR,
         LOSSLESS,
@@ -173,7 +194,20 @@ GROUPS: dict[str, tuple[Parameter, ...]] = {
         PUBLISH_BASE_CAMERA,
         BASE_TO_CAMERA,
     ),
-    'mesher': (VOXEL_SIZE_RELATIVE, VOXEL_SIZE, MESH_MIN_WEIGHT, MESH_MEMORY, CHUNK_BLOCKS, MESH_RATE, MAP_FRAME),
+    'mesher': (
+        AUTOSTART,
+        VOXEL_SIZE_RELATIVE,
+        VOXEL_SIZE,
+        MESH_MIN_WEIGHT,
+        MESH_MEMORY,
+        MESH_DEVICE,
+        CHUNK_BLOCKS,
+        MESH_RATE,
+        MESH_FAST_MOTION,
+        MESH_BANDWIDTH,
+        SAVE_MAX_TRIANGLES,
+        MAP_FRAME,
+    ),
 }  # by node
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from slam3r_ros.srv import SaveMap
 
 _FORMATS = ('', 'all', 'ply', 'glb')
-_METHODS = ('', 'tsdf')
+_METHODS = ('', 'tsdf', 'poisson')
 
 
 class SaveError(ValueError):
@@ -29,7 +29,7 @@ def files_to_write(request: SaveMap.Request, names: tuple[str, ...]) -> list[Pat
     if request.format not in _FORMATS:
         raise SaveError(f'format {request.format!r} is unknown; use ply, glb or all')
     if request.method not in _METHODS:
-        raise SaveError(f'method {request.method!r} is unknown; use tsdf')
+        raise SaveError(f'method {request.method!r} is unknown; use tsdf or poisson')
     folder = Path(request.path).expanduser()
     skipped = {'ply': '.glb', 'glb': '.ply'}.get(request.format)
     paths = [folder / name for name in names if not (skipped and name.endswith(skipped))]

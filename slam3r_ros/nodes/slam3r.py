@@ -19,28 +19,27 @@ from slam3r_ros.nodes.outputs import CloudOutput, PoseOutput
 from slam3r_ros.nodes.saving import SaveError, files_to_write
 from slam3r_ros.srv import LoadMap, SaveMap, SetScale
 from slam3r_ros.transport.bus import create_publisher, create_subscription
-from slam3r_ros.values import Frame, Keyframe, SlamStatus
+from slam3r_ros.values import Frame, Keyframe, SlamStatus, State
+
+_MAP = 'map.npz'  # in the folder of save_map: what load_map reads
+_PATIENCE = 30.0  # seconds that a frame may go on when a pause is asked for
 
 
 class Slam3r(PipelineNode):
     """Runs the engine on `selected_frames`."""
 
-    def __init__(self, **kwargs: Any):
+    NAME = 'slam3r'
+
+    def configure(self) -> None:
         """Make the engine, which may take some seconds.
 
         Raises:
-            ParameterError: A parameter makes no sense.
             EngineError: The engine cannot be made.
         """
-        super().__init__('slam3r', **kwargs)
         p = self.parameters
         # Rising from one start of this node to the next, so that those who live on know the new map for another one.
         self._map_id = int(time.time())
-        try:
-            self._engine = create_engine(p.engine, p.checkpoints_dir, map_id=self._map_id, lossless=p.lossless)
-        except EngineError:
-            self.destroy_node()  # else a half-made node stays in the graph
-            raise
+        self._engine = create_engine(p.engine, p.checkpoints_dir, map_id=self._map_id, lossless=p.lossless)
         self.closing.callback(self._engine.close)
         self.get_logger().info(f'engine {self._engine.name} on {self._engine.device}')
         self._poses = PoseOutput(self, p)
@@ -51,19 +50,23 @@ class Slam3r(PipelineNode):
         self._status = create_publisher(self, SlamStatus, 'status', frame_id=p.map_frame)
         self._frames_in = self._received = 0
         self._keyframe_ids: set[int] = set()
-        self._finished = False
+        self._finished = self._paused = False
         self._told: tuple = ()
         self.serve(Trigger, '~/reset', self._reset)
         self.serve(SaveMap, '~/save_map', self._save)
-        self.serve_not_yet(Trigger, '~/pause')
-        self.serve_not_yet(Trigger, '~/resume')
-        self.serve_not_yet(LoadMap, '~/load_map')
-        self.serve_not_yet(SetScale, '~/set_scale')
+        self.serve(Trigger, '~/pause', lambda request: self._pause)
+        self.serve(Trigger, '~/resume', lambda request: self._resume)
+        self.serve(LoadMap, '~/load_map', self._load)
+        self.serve(SetScale, '~/set_scale', self._set_scale)
         self.worker.every(1.0, self._poses.publish_path)
         self.worker.every(2.0, self._clouds.publish_map)
-        self.worker.every(1.0, self._publish_status)
-        self.start_diagnostics()
+        self.worker.every(1.0, self._publish_status, always=True)
         create_subscription(self, Frame, 'selected_frames', self._process, p.queue_depth, lossless=True)
+
+    def activate(self) -> None:
+        """Tell where the camera sits."""
+        self._paused = False
+        self._poses.tell_mount()
 
     def diagnostics(self) -> dict[str, Any]:
         """Return what the engine is and where it is."""
@@ -71,11 +74,15 @@ class Slam3r(PipelineNode):
         return {
             'engine': engine.name,
             'device': engine.device,
-            'state': engine.state.name,
+            'state': self._state.name,
             'frames': self._received,
             'keyframes': len(self._keyframe_ids),
             'depth_skipped': engine.depth_skipped,
         } | {f'{stage} [ms]': round(value, 2) for stage, value in engine.milliseconds.items()}
+
+    @property
+    def _state(self) -> State:
+        return State.PAUSED if self._paused else self._engine.state
 
     def _process(self, frame: Frame) -> None:
         if frame.id < self._frames_in:  # another stream
@@ -100,11 +107,11 @@ class Slam3r(PipelineNode):
                 self._finish()
 
     def _hand_on(self, output: EngineOutput) -> None:
+        if self._engine.map_id != self._map_id:  # another map is the present one, or two have become one
+            self._begin_map(self._engine.map_id)
         if output.pose is not None:
             self._poses.tell(output.pose)
         for keyframe in output.keyframes:
-            if keyframe.map_id != self._map_id:
-                self._begin_map(keyframe.map_id)
             self._keyframe_ids.add(keyframe.id)
             self._keyframes.publish(keyframe)
             self._poses.add(keyframe)
@@ -118,7 +125,14 @@ class Slam3r(PipelineNode):
 
     def _begin_anew(self) -> None:
         self._engine.reset()
-        self._begin_map(self._map_id + 1)
+        self._begin_map(self._engine.map_id)
+
+    def _begin_whole(self) -> None:
+        """Hand on all keyframes anew, after the status: from it the mesher takes the unit of the voxels."""
+        self._begin_map(self._engine.map_id)
+        self._publish_status()
+        while (output := self._engine.resend()).keyframes:
+            self._hand_on(output)
 
     def _finish(self) -> None:
         try:
@@ -130,21 +144,25 @@ class Slam3r(PipelineNode):
 
     def _publish_change(self) -> None:
         """Publish the status at once when something in it has changed that others wait for."""
-        if (self._engine.state, self._finished, self._map_id, self.last_error) != self._told:
+        if self._news() != self._told:
             self._publish_status()
 
+    def _news(self) -> tuple:
+        return self._state, self._finished, self._map_id, self._engine.scale_known, self.last_error
+
     def _publish_status(self) -> None:
-        if not self._status.readers():
+        if not (self.active and self._status.readers()):
             return
         engine = self._engine
-        self._told = (engine.state, self._finished, self._map_id, self.last_error)
+        self._told = self._news()
         self._status.publish(
             SlamStatus(
                 stamp=self.get_clock().now().nanoseconds,
-                state=engine.state,
+                state=self._state,
                 engine=engine.name,
                 device=engine.device,
                 model_license=engine.model_license,
+                scale_known=engine.scale_known,
                 map_id=self._map_id,
                 frames_in=self._frames_in,
                 frames_decoded=self._received,
@@ -163,17 +181,54 @@ class Slam3r(PipelineNode):
         self._publish_status()
         return {'message': f'map {self._map_id} begins'}
 
+    def _pause(self) -> dict[str, Any]:
+        """Take no frames until `resume`: files wait, of topics the newest stay."""
+        self._check_active()
+        if not self.worker.pause(_PATIENCE):
+            raise EngineError(f'a frame has taken more than {_PATIENCE:.0f} s; try again')
+        return self._tell_paused(True)
+
+    def _resume(self) -> dict[str, Any]:
+        self._check_active()
+        answer = self._tell_paused(False)
+        self.worker.resume()
+        return answer
+
+    def _tell_paused(self, paused: bool) -> dict[str, Any]:
+        self._paused = paused
+        self.worker.call(self._publish_status)
+        return {'message': 'paused' if paused else 'going on'}
+
+    def _check_active(self) -> None:
+        if not self.active:
+            raise EngineError('the node is inactive; activate it first')
+
+    def _set_scale(self, request: SetScale.Request) -> dict[str, Any]:
+        self._engine.set_scale(request.metres_per_unit)
+        self._begin_whole()
+        return {'message': f'map {self._map_id} is metric'}
+
+    def _load(self, request: LoadMap.Request) -> dict[str, Any]:
+        if not request.path:
+            raise EngineError('path is empty; name a folder that save_map wrote')
+        self._engine.load(Path(request.path).expanduser() / _MAP)
+        self._begin_whole()
+        return {'map_id': self._map_id, 'message': f'map {self._map_id}: {len(self._keyframe_ids)} keyframes'}
+
     def _save(self, request: SaveMap.Request) -> dict[str, Any]:
-        trajectory, points = self._engine.trajectory(), self._clouds.map.points()
-        if not trajectory:
+        engine, points = self._engine, self._clouds.map.points()
+        if not (trajectory := engine.trajectory()):
             raise SaveError('there is no pose yet, nothing was written; map something first')
-        names = ('trajectory.tum', 'cloud.ply') if len(points[0]) else ('trajectory.tum',)
-        paths = files_to_write(request, names)
+        files = {'trajectory.tum': lambda path: write_tum(path, trajectory)}
+        for number, other in enumerate(engine.other_trajectories(), 1):  # each in a frame of its own
+            files[f'trajectory_{number}.tum'] = lambda path, other=other: write_tum(path, other)
+        if len(points[0]):
+            files['cloud.ply'] = lambda path: write_cloud(path, *points)
+        if engine.can_save:
+            files[_MAP] = engine.save
+        paths = files_to_write(request, tuple(files))
         for path in paths:
-            if path.name == 'cloud.ply':
-                write_cloud(path, *points)
-            else:
-                write_tum(path, trajectory)
+            files[path.name](path)
         return {'files': [str(path) for path in paths]}
 
 

@@ -12,6 +12,7 @@ from slam3r_ros.video.picture import VideoError, printable
 
 BAG_SUFFIXES = ('.mcap', '.db3')
 _WHAT = 'give a video file, a folder of images, a rosbag2, a camera (camera:0) or a stream (rtsp://, http://, ws://)'
+_CAMERA = re.compile(r'(?:camera:|/dev/video)(\d+)')
 
 
 class Source(Protocol):
@@ -51,12 +52,9 @@ def open_source(uri: str, stamp_offset: int = 0, topic: str = '', fps: float = 3
     """
     if not uri:
         raise VideoError(f'no input was given; {_WHAT}')
-    if match := re.fullmatch(r'(?:camera:|/dev/video)(\d+)', uri):
-        return _live(f'/dev/video{match[1]}', stamp_offset, hardware)
-    scheme, separator, rest = uri.partition('://')
-    if separator and scheme != 'file':
-        return _live(uri, stamp_offset, hardware)
-    path = Path(rest if separator else uri).expanduser()
+    if is_live(uri):
+        return _live(_CAMERA.sub(r'/dev/video\1', uri), stamp_offset, hardware)
+    path = Path(uri.removeprefix('file://')).expanduser()
     try:
         if path.is_dir():
             is_bag = (path / 'metadata.yaml').is_file()
@@ -82,6 +80,11 @@ def open_source(uri: str, stamp_offset: int = 0, topic: str = '', fps: float = 3
     from slam3r_ros.video.file import VideoFile
 
     return VideoFile(path, stamp_offset, hardware)
+
+
+def is_live(uri: str) -> bool:
+    """Return whether a URI means a camera or a stream: these do not wait for who reads them."""
+    return bool(_CAMERA.fullmatch(uri)) or ('://' in uri and not uri.startswith('file://'))
 
 
 def _live(uri: str, stamp_offset: int, hardware: str) -> Source:

@@ -37,6 +37,7 @@ class GeometricEngine:
     name = 'geometric'
     device = 'cpu'
     model_license = ''
+    can_save = True
 
     def __init__(self, focal: float = 0.0, max_features: int = 700, window: int = 7, dense: bool = True,
                  lossless: bool = True, seed: int = 0, map_id: int = 0, max_keyframes: int = MAX_KEYFRAMES) -> None:
