@@ -20,7 +20,6 @@ Nodes here do not serve get_type_description, unless their parameter `start_type
 """
 
 import argparse
-import ctypes
 import gc
 import signal
 import sys
@@ -43,6 +42,7 @@ from slam3r_ros.nodes.base import PipelineNode, shield_the_end
 from slam3r_ros.nodes.spinner import Spinner
 from slam3r_ros.transport.bus import close_node, stop_node
 from slam3r_ros.transport.executor import PoolExecutor
+from slam3r_ros.transport.tuning import tune_malloc
 
 # By node name, from the last in the chain to the first, so that nothing is published into the void.
 GRAPH = {
@@ -213,15 +213,6 @@ def _discard(node: Node) -> bool:
     ended = close_node(node, _PATIENCE)
     node.destroy_node()
     return ended
-
-
-def tune_malloc() -> None:
-    """Have glibc keep large blocks for reuse: page faults are the main cost of large messages."""
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, 'mallopt'):
-        libc.mallopt(mmap_threshold, 32 << 20)  # the most it accepts
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

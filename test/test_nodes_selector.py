@@ -45,7 +45,7 @@ class MoodyEngine(StubEngine):
         if frame.id % 3:
             return EngineOutput(None)
         confidence = np.random.default_rng(frame.id).uniform(0.1, 0.9)
-        self._held.append(seen(frame.id, confidence, self._map_id))
+        self._held.append(seen(frame.id, confidence, self.map_id))
         if frame.id < 12:
             return EngineOutput(None)
         keyframes, self._held = self._held, []

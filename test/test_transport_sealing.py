@@ -152,6 +152,16 @@ def test_changes_of_tensors_are_noticed(how):
     assert sealed.changes() == ['.data']
 
 
+def test_tensors_of_inference_mode_are_watched_too():
+    """They do not count writes."""
+    torch = pytest.importorskip('torch')
+    with torch.inference_mode():
+        tensor = torch.zeros(4)
+        sealed = Sealed(Parcel(tensor), 'me', watched=True)
+        tensor += 1
+    assert sealed.changes() == ['.data']
+
+
 @pytest.mark.parametrize('offender', ['reader', 'publisher'])
 def test_the_debug_mode_names_who_wrote(ros, monkeypatch, offender):
     monkeypatch.setenv('SLAM3R_BUS_DEBUG', '1')

@@ -33,7 +33,6 @@ from slam3r_ros.transport.tuning import tuning
 _QOS = QoSProfile(depth=5)
 _WARM_UP = 3  # messages
 _SECONDS = 30.0  # until a message is given up
-_PAUSE = 0.002  # seconds between two values handed over
 
 
 @dataclass(frozen=True)
@@ -161,10 +160,9 @@ def measure_one_process(name: str, messages: int, values: int) -> dict[str, floa
             times[1] = time.perf_counter()
             arrived.set()
 
-        def measure(publish: Callable[[], None], count: int, pause: float = 0.0) -> list[float]:
+        def measure(publish: Callable[[], None], count: int) -> list[float]:
             milliseconds = []
             for _ in range(count + _WARM_UP):
-                time.sleep(pause)
                 arrived.clear()
                 times[0] = time.perf_counter()
                 publish()
@@ -179,7 +177,7 @@ def measure_one_process(name: str, messages: int, values: int) -> dict[str, floa
         bus = create_publisher(writer, value_type, 'bus')
         create_subscription(reader, value_type, 'bus', note)
         prepared = iter([make(i) for i in range(values + _WARM_UP)])
-        handed_over = measure(lambda: bus.publish(next(prepared)), values, _PAUSE)
+        handed_over = measure(lambda: bus.publish(next(prepared)), values)
         return {
             'rclpy': float(np.median(plain)),
             'hand_over': float(np.median(handed_over)),

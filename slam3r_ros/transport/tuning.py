@@ -7,16 +7,16 @@ glibc gives large blocks back to the kernel and takes them again for each messag
 What is in the environment already is left as it is.
 """
 
+import ctypes
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 
-_MALLOC = {
-    'MALLOC_MMAP_THRESHOLD_': str(32 << 20),  # the most that glibc accepts
-    'MALLOC_TRIM_THRESHOLD_': str(4 << 30),
-}
+_MMAP_THRESHOLD = 32 << 20  # bytes, the most that glibc accepts
+_TRIM_THRESHOLD = (1 << 31) - 1  # bytes
+_MALLOC = {'MALLOC_MMAP_THRESHOLD_': str(_MMAP_THRESHOLD), 'MALLOC_TRIM_THRESHOLD_': str(_TRIM_THRESHOLD)}
 _PROFILES = 'FASTRTPS_DEFAULT_PROFILES_FILE'
 _OTHER_PROFILES = (_PROFILES, 'FASTDDS_DEFAULT_PROFILES_FILE', 'FASTDDS_BUILTIN_TRANSPORTS')
 _SHARED_MEMORY = Path('/dev/shm')
@@ -30,3 +30,12 @@ def tuning(environment: Mapping[str, str]) -> dict[str, str]:
     if not is_own and _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free > _NEEDED:
         added[_PROFILES] = str(Path(get_package_share_directory('slam3r_ros'), 'config', 'fastdds.xml'))
     return added
+
+
+def tune_malloc() -> None:
+    """Set glibc's thresholds for this process, which has begun without them."""
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'mallopt'):
+        libc.mallopt(mmap_threshold, _MMAP_THRESHOLD)
+        libc.mallopt(trim_threshold, _TRIM_THRESHOLD)

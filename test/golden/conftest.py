@@ -8,8 +8,13 @@ from golden import MANIFEST, load
 def torch():
     torch = pytest.importorskip('torch', reason='the networks need torch')
     torch.set_num_threads(1)
+    return torch
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients(torch):
     with torch.inference_mode():
-        yield torch
+        yield
 
 
 @pytest.fixture(scope='session')
