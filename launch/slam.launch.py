@@ -5,6 +5,7 @@
 import os
 from pathlib import Path
 
+import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
@@ -69,6 +70,12 @@ def end_if_failed(event: ProcessExited, context: LaunchContext) -> None:
         raise RuntimeError(f'{event.process_name} ended with status {event.returncode}; its output says why')
 
 
+def input_of(params_file: str) -> str:
+    """Return the parameter `input` of a file of parameters; empty when it is not in there."""
+    content = yaml.safe_load(Path(params_file).read_text()) or {}
+    return next((node['ros__parameters']['input'] for node in content.values() if 'input' in node['ros__parameters']), '')
+
+
 def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the nodes for the arguments given; each ends the launch when it ends."""
     value = context.launch_configurations
@@ -82,7 +89,7 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         'video_decoder': {'input': value['input']} if value['input'] else {},
         'slam3r': {'engine': value['engine']} if value['engine'] else {},
     }
-    source = value['input'] or os.environ.get('VIDEO_STREAM_URL', '')
+    source = value['input'] or input_of(value['params_file']) or os.environ.get('VIDEO_STREAM_URL', '')
     if topic_of(source) or is_live(source):
         given['slam3r']['lossless'] = False  # a camera does not wait
     parameters = {name: [value['params_file'], managed | given.get(name, {})] for name in GRAPH}

@@ -32,16 +32,18 @@ from composition_interfaces.srv import ListNodes, LoadNode, UnloadNode
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.executors import ExternalShutdownException
+from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.task import Future
 from rclpy.utilities import remove_ros_args
 
 from slam3r_ros.components import ComponentError, component_class, node_arguments
-from slam3r_ros.nodes.base import PipelineNode, shield_the_end
+from slam3r_ros.nodes.base import PipelineNode, hush_the_half_made, shield_the_end
 from slam3r_ros.nodes.spinner import Spinner
 from slam3r_ros.transport.bus import close_node, stop_node
 from slam3r_ros.transport.executor import PoolExecutor
+from slam3r_ros.transport.registry import nodes
 from slam3r_ros.transport.tuning import tune_malloc
 
 # By node name, from the last in the chain to the first, so that nothing is published into the void.
@@ -68,7 +70,7 @@ class Container(Node):
     """Loads, lists and unloads nodes on request.
 
     Attributes:
-        failed: Done, with the reason, when one of the nodes cannot be made or cannot go on.
+        failed: Done, with the reason, when a node cannot go on, or one of this package cannot be made.
         hosted: What spins the nodes, by unique id.
     """
 
@@ -78,6 +80,7 @@ class Container(Node):
         self.failed = Future()
         self.hosted: dict[int, Spinner] = {}
         self._next_id = 1
+        self._loaded: set[str] = set()  # plugins that were
         # Listing is answered while a node takes its time to begin or to end.
         changes = MutuallyExclusiveCallbackGroup()
         self.create_service(LoadNode, '~/_container/load_node', self._load, callback_group=changes)
@@ -104,12 +107,17 @@ class Container(Node):
             ContainerError: The plugin is unknown, the node refuses, or its name is taken.
         """
         self._check_name(plugin, name)
+        before = nodes()
         try:
+            found = component_class(plugin)
             overrides = [NO_TYPE_DESCRIPTION, *parameter_overrides]
-            node = component_class(plugin)(context=self.context, parameter_overrides=overrides, **kwargs)
+            node = found(context=self.context, parameter_overrides=overrides, **kwargs)
         except ComponentError as error:
             raise ContainerError(str(error)) from error
         except (Exception, SystemExit) as error:  # somebody else's code: the container must live on
+            for half_made in nodes() - before:
+                if type(half_made) is found:
+                    _discard(half_made)
             raise ContainerError(f'{plugin}: {error or type(error).__name__}') from error
         try:
             self._check_name(plugin, node.get_fully_qualified_name())
@@ -121,6 +129,7 @@ class Container(Node):
             node.failed.add_done_callback(lambda failed: self._note_failure(failed.result()))
         unique_id, self._next_id = self._next_id, self._next_id + 1
         self.hosted[unique_id] = spinner
+        self._loaded.add(plugin)
         return unique_id
 
     def unload(self, unique_id: int) -> None:
@@ -148,8 +157,8 @@ class Container(Node):
         self.destroy_node()
 
     def _check_name(self, plugin: str, name: str) -> None:
-        nodes = [self, *(spinner.node for spinner in list(self.hosted.values()))]
-        if name in [node.get_fully_qualified_name() for node in nodes]:
+        present = [self, *(spinner.node for spinner in list(self.hosted.values()))]
+        if name in [node.get_fully_qualified_name() for node in present]:
             raise ContainerError(f'{plugin}: a node named {name} is here already; give it another name')
 
     def _load(self, request: LoadNode.Request, response: LoadNode.Response) -> LoadNode.Response:
@@ -158,7 +167,8 @@ class Container(Node):
             response.unique_id = self.load(request.plugin_name, name, **node_arguments(request))
         except (ComponentError, ContainerError) as error:
             self.get_logger().error(str(error))
-            self._note_failure(str(error))
+            if request.plugin_name in {*GRAPH.values()} - self._loaded:  # a slip of the pen must not end a graph that runs
+                self._note_failure(str(error))
             response.error_message = str(error)
         if response.error_message:
             gc.collect()  # what there was of the node leaves the graph
@@ -211,7 +221,10 @@ def _end_node(spinner: Spinner) -> str:
 
 def _discard(node: Node) -> bool:
     ended = close_node(node, _PATIENCE)
-    node.destroy_node()
+    try:
+        node.destroy_node()
+    except Exception as error:  # noqa: BLE001 - somebody else's code: the container must live on
+        get_logger('slam3r_container').error(f'{type(node).__name__}.destroy_node: {error!r}')
     return ended
 
 
@@ -220,12 +233,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv if arguments is None else arguments
     parser = argparse.ArgumentParser(prog='slam3r_container', description=main.__doc__)
     parser.add_argument('--graph', action='store_true', help='load the four nodes of slam3r_ros, and do the following')
-    parser.add_argument('--exit-on-failure', action='store_true', help='end with status 1 when a node cannot be made or go on')
+    parser.add_argument('--exit-on-failure', action='store_true', help='end with status 1 when a node cannot go on, or the graph lacks one')
     options = parser.parse_args(remove_ros_args(arguments)[1:])
     watch = options.graph or options.exit_on_failure
     tune_malloc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy ends the context; no KeyboardInterrupt amid the making of a node
     rclpy.init(args=list(arguments))
+    hush_the_half_made()
     executor = PoolExecutor(_THREADS)
     container = Container()
     executor.add_node(container)

@@ -27,6 +27,9 @@ from slam3r_ros.components import ComponentError, component_class, components
 from slam3r_ros.container import GRAPH, Container, ContainerError
 from slam3r_ros.graph import run_graph
 from slam3r_ros.nodes import playback, slam3r
+from slam3r_ros.transport.bus import create_subscription
+from slam3r_ros.transport.registry import nodes
+from slam3r_ros.values import Frame
 
 SERVICE = '/slam3r_container/_container'
 
@@ -47,6 +50,13 @@ class Polite(Node):
 class Rude(Node):
     def __init__(self, **kwargs):
         raise RuntimeError('I would rather not')
+
+
+class HalfMade(Node):
+    def __init__(self, **kwargs):
+        super().__init__('half_made', **kwargs)
+        create_subscription(self, Frame, 'frames', lambda frame: None)
+        raise RuntimeError('no further')
 
 
 class Deaf(Node):
@@ -368,10 +378,19 @@ def test_a_graph_that_cannot_go_on_ends_with_status_1():
     assert 'Traceback' not in text
 
 
-def test_a_node_that_cannot_be_made_fails_the_container(container, call):
-    answer = call(LoadNode, plugin_name='test_container:Rude')
+def test_a_node_of_the_graph_that_cannot_be_made_fails_the_container_and_no_other(container, call):
+    assert not call(LoadNode, plugin_name='test_container:Rude').success
+    assert not container.failed.done()
+    stride = [Parameter('keyframe_stride', value=99).to_parameter_msg()]
+    answer = call(LoadNode, plugin_name='slam3r_ros::KeyframeSelector', parameters=stride)
     assert not answer.success
     assert container.failed.done() and container.failed.result() == answer.error_message
+
+
+def test_what_is_half_made_leaves_the_bus(container, call):
+    before = nodes()
+    assert not call(LoadNode, plugin_name='test_container:HalfMade').success
+    assert nodes() == before
 
 
 def test_a_container_that_exits_on_failure_ends_with_status_1_when_a_node_cannot_be_made(ros):

@@ -1,5 +1,6 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
+import threading
 import time
 from dataclasses import replace
 
@@ -262,6 +263,33 @@ def test_while_paused_frames_wait_and_the_state_is_told(bench):
     assert b.statuses[-1].frames_dropped == 0
 
 
+def test_a_node_that_waits_for_others_is_paused_and_resumed_too(bench):
+    """The mesher is behind: the frame that runs cannot be finished, and yet both calls are answered."""
+    b = bench()
+    gate, slow = threading.Event(), b.ros.node(node_name='slow')
+    create_subscription(slow, Keyframe, 'keyframes', lambda keyframe: gate.wait(20), depth=1, lossless=True)
+    for frame in images():
+        b.frames.publish(frame)
+    wait_until(lambda: b.node.worker._waits)
+    for name in ('pause', 'resume', 'pause'):
+        assert b.ros.call(b.outside, Trigger, f'/slam3r/{name}').success
+    gate.set()
+    assert b.statuses[-1].state == State.PAUSED
+    assert b.ros.call(b.outside, Trigger, '/slam3r/resume').success
+    wait_until(lambda: b.statuses[-1].finished)
+
+
+def test_while_paused_all_of_a_map_is_handed_on_however_long_that_takes(bench):
+    b = bench(engine=MetricEngine(keyframes=20))
+    seen, slow = [], b.ros.node(node_name='slow')
+    create_subscription(slow, Keyframe, 'keyframes', seen.append, depth=1, lossless=True)
+    b.feed(list(images())[:5])
+    assert b.ros.call(b.outside, Trigger, '/slam3r/pause').success
+    answer = b.ros.call(b.outside, SetScale, '/slam3r/set_scale', SetScale.Request(metres_per_unit=2.0))
+    assert answer.success, answer.message
+    wait_until(lambda: len(seen) == 20)
+
+
 def test_an_inactive_node_is_neither_paused_nor_resumed(bench):
     b = bench()
     b.node.trigger_deactivate()
@@ -285,11 +313,16 @@ def test_an_engine_without_map_files_says_so(bench, tmp_path):
 
 
 class MetricEngine(StubEngine):
-    """Has one keyframe, which it sends again in metres."""
+    """Sends its keyframes again in metres."""
+
+    def __init__(self, keyframes=1):
+        super().__init__()
+        self._keyframes = keyframes
 
     def set_scale(self, metres_per_unit):
         self.map_id += 1
-        self.scale_known, self._again = True, [wall(self.frames[0], map_id=self.map_id)]
+        again = (replace(self.frames[0], id=i) for i in range(self._keyframes))
+        self.scale_known, self._again = True, [wall(each, map_id=self.map_id) for each in again]
 
     def resend(self, most=8):
         again, self._again = self._again, []
@@ -308,6 +341,30 @@ def test_a_new_scale_begins_a_map_that_holds_everything(bench):
     assert b.statuses[-1].scale_known and b.statuses[-1].map_id == before + 1
     # The mesher needs the unit before the keyframes: the first status of the new map knows none yet.
     assert next(each for each in b.statuses if each.map_id == before + 1).keyframes == 0
+
+
+class JoiningEngine(StubEngine):
+    """Joins its map to another one at frame 30; the last keyframe of the map before comes with it."""
+
+    def process(self, frame):
+        output = super().process(frame)
+        if frame.id != 30:
+            return output
+        late = wall(replace(frame, id=20), 1, self.map_id)
+        self.map_id += 1
+        again = [replace(wall(replace(frame, id=i), map_id=self.map_id), pointmap=None) for i in (5, 10, 30)]
+        return EngineOutput(output.pose, (late, *again))
+
+
+def test_after_two_maps_were_joined_the_path_is_that_of_the_whole(bench):
+    b = bench(engine=JoiningEngine())
+    paths = b.collect(Path, 'path', LATCHED)
+    b.matched('/path')
+    b.feed(list(images())[:31])
+    before = b.keyframes[0].map_id
+    wait_until(lambda: paths and len(paths[-1].poses) == 3)
+    assert [each.map_id - before for each in b.keyframes[-4:]] == [0, 1, 1, 1]
+    assert b.statuses[-1].map_id == before + 1
 
 
 def test_a_path_is_needed_to_load_a_map(bench):

@@ -54,6 +54,7 @@ class PipelineNode(ManagedNode):
         self.failure, self.failed = '', Future()
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._service_group = MutuallyExclusiveCallbackGroup()  # a service may wait for the worker: not the default group
+        self._control_group = MutuallyExclusiveCallbackGroup()  # what must be answered while the worker itself waits
         try:
             self.parameters = declare(self, self.NAME)
         except ParameterError:
@@ -112,7 +113,11 @@ class PipelineNode(ManagedNode):
         self._diagnostics.publish(message)
 
     def serve(
-        self, service_type: type, name: str, handler: Callable[[Any], dict[str, Any] | Callable[[], dict[str, Any]]]
+        self,
+        service_type: type,
+        name: str,
+        handler: Callable[[Any], dict[str, Any] | Callable[[], dict[str, Any]]],
+        at_once: bool = False,
     ) -> None:
         """Answer a service on the worker, behind everything that came before.
 
@@ -122,11 +127,12 @@ class PipelineNode(ManagedNode):
             handler: Takes the request and returns fields of the response, `success` being true by default; or, for
                 what takes long, a function that returns them and leaves the worker free.  What either raises is answered
                 as failure.
+            at_once: Answer whatever the worker does, on a thread of the executor.
         """
 
         def answer(request: Any, response: Any) -> Any:
             try:
-                fields = self.worker.call(handler, request)
+                fields = handler(request) if at_once else self.worker.call(handler, request)
                 fields = {'success': True} | (fields() if callable(fields) else fields)
             except (OSError, ValueError, RuntimeError) as error:
                 fields = {'success': False, 'message': str(error)}
@@ -137,7 +143,8 @@ class PipelineNode(ManagedNode):
                 setattr(response, field, value)
             return response
 
-        self.create_service(service_type, name, answer, callback_group=self._service_group)
+        group = self._control_group if at_once else self._service_group
+        self.create_service(service_type, name, answer, callback_group=group)
 
 
 class OnDemand:
@@ -186,9 +193,21 @@ def shield_the_end() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def hush_the_half_made() -> None:
+    """Keep rclpy's guard conditions from complaining when a signal ends the context while they are made."""
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if rclpy.ok() or not isinstance(unraisable.exc_value, AttributeError):
+            show(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def run(node_class: type[PipelineNode], arguments: Sequence[str] | None = None) -> int:
     """Run one node in this process until it fails or a signal ends it; return the exit status."""
     rclpy.init(args=arguments)
+    hush_the_half_made()
     node = None
     try:
         node = node_class()

@@ -25,7 +25,8 @@ class ManagedNode(LifecycleNode):
 
     A subclass makes in `configure` what it works with: publishers, subscriptions, services, an engine.  All that, and
     every attribute set there, is gone after `cleanup`.  While the node is inactive its worker is paused: input waits
-    or is dropped, as the subscription says; services are answered; nothing else runs.
+    or is dropped, as the subscription says; services are answered, unless the worker was caught waiting for others:
+    then they wait too; nothing else runs.
 
     Attributes:
         active: Whether the node is at work.

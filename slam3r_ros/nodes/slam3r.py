@@ -48,14 +48,14 @@ class Slam3r(PipelineNode):
             self, Keyframe, 'keyframes', depth=100, frame_id=p.camera_frame, lossless=True
         )
         self._status = create_publisher(self, SlamStatus, 'status', frame_id=p.map_frame)
-        self._frames_in = self._received = 0
+        self._frames_in = self._received = self._next_id = 0
         self._keyframe_ids: set[int] = set()
         self._finished = self._paused = False
         self._told: tuple = ()
         self.serve(Trigger, '~/reset', self._reset)
         self.serve(SaveMap, '~/save_map', self._save)
-        self.serve(Trigger, '~/pause', lambda request: self._pause)
-        self.serve(Trigger, '~/resume', lambda request: self._resume)
+        self.serve(Trigger, '~/pause', self._pause, at_once=True)
+        self.serve(Trigger, '~/resume', self._resume, at_once=True)
         self.serve(LoadMap, '~/load_map', self._load)
         self.serve(SetScale, '~/set_scale', self._set_scale)
         self.worker.every(1.0, self._poses.publish_path)
@@ -85,11 +85,12 @@ class Slam3r(PipelineNode):
         return State.PAUSED if self._paused else self._engine.state
 
     def _process(self, frame: Frame) -> None:
-        if frame.id < self._frames_in:  # another stream
+        if frame.id < self._next_id:  # another stream
             self._begin_anew()
+        if frame.id < self._frames_in:
             self._received = 0
         self._received += 1
-        self._frames_in = frame.id + 1
+        self._frames_in = self._next_id = frame.id + 1
         self._finished = False
         try:
             self._reconstruct(frame)
@@ -109,13 +110,15 @@ class Slam3r(PipelineNode):
     def _hand_on(self, output: EngineOutput) -> None:
         if self._engine.map_id != self._map_id:  # another map is the present one, or two have become one
             self._begin_map(self._engine.map_id)
+            self._publish_status()  # before the keyframes: from it the mesher takes the unit of the voxels
         if output.pose is not None:
             self._poses.tell(output.pose)
         for keyframe in output.keyframes:
-            self._keyframe_ids.add(keyframe.id)
             self._keyframes.publish(keyframe)
-            self._poses.add(keyframe)
-            self._clouds.add(keyframe)
+            if keyframe.map_id == self._map_id:  # else the last of the map before
+                self._keyframe_ids.add(keyframe.id)
+                self._poses.add(keyframe)
+                self._clouds.add(keyframe)
 
     def _begin_map(self, map_id: int) -> None:
         self._map_id = map_id
@@ -128,7 +131,7 @@ class Slam3r(PipelineNode):
         self._begin_map(self._engine.map_id)
 
     def _begin_whole(self) -> None:
-        """Hand on all keyframes anew, after the status: from it the mesher takes the unit of the voxels."""
+        """Hand on all keyframes anew."""
         self._begin_map(self._engine.map_id)
         self._publish_status()
         while (output := self._engine.resend()).keyframes:
@@ -181,37 +184,39 @@ class Slam3r(PipelineNode):
         self._publish_status()
         return {'message': f'map {self._map_id} begins'}
 
-    def _pause(self) -> dict[str, Any]:
-        """Take no frames until `resume`: files wait, of topics the newest stay."""
+    def _pause(self, request: Trigger.Request) -> dict[str, Any]:
+        """Take no frames until `resume`; one that waits for others stays where it is."""
         self._check_active()
         if not self.worker.pause(_PATIENCE):
             raise EngineError(f'a frame has taken more than {_PATIENCE:.0f} s; try again')
-        return self._tell_paused(True)
+        self._paused = True
+        self._publish_status()
+        return {'message': 'paused'}
 
-    def _resume(self) -> dict[str, Any]:
+    def _resume(self, request: Trigger.Request) -> dict[str, Any]:
         self._check_active()
-        answer = self._tell_paused(False)
-        self.worker.resume()
-        return answer
-
-    def _tell_paused(self, paused: bool) -> dict[str, Any]:
-        self._paused = paused
-        self.worker.call(self._publish_status)
-        return {'message': 'paused' if paused else 'going on'}
+        self._paused = False
+        self._publish_status()
+        if self.active:  # still
+            self.worker.resume()
+        return {'message': 'going on'}
 
     def _check_active(self) -> None:
         if not self.active:
             raise EngineError('the node is inactive; activate it first')
 
     def _set_scale(self, request: SetScale.Request) -> dict[str, Any]:
+        self._check_active()
         self._engine.set_scale(request.metres_per_unit)
         self._begin_whole()
         return {'message': f'map {self._map_id} is metric'}
 
     def _load(self, request: LoadMap.Request) -> dict[str, Any]:
+        self._check_active()
         if not request.path:
             raise EngineError('path is empty; name a folder that save_map wrote')
         self._engine.load(Path(request.path).expanduser() / _MAP)
+        self._next_id = 0  # the stream that comes may be another one
         self._begin_whole()
         return {'map_id': self._map_id, 'message': f'map {self._map_id}: {len(self._keyframe_ids)} keyframes'}
 
@@ -219,13 +224,12 @@ class Slam3r(PipelineNode):
         engine, points = self._engine, self._clouds.map.points()
         if not (trajectory := engine.trajectory()):
             raise SaveError('there is no pose yet, nothing was written; map something first')
-        files = {'trajectory.tum': lambda path: write_tum(path, trajectory)}
+        files = {_MAP: engine.save} if engine.can_save else {}
+        files['trajectory.tum'] = lambda path: write_tum(path, trajectory)
         for number, other in enumerate(engine.other_trajectories(), 1):  # each in a frame of its own
             files[f'trajectory_{number}.tum'] = lambda path, other=other: write_tum(path, other)
         if len(points[0]):
             files['cloud.ply'] = lambda path: write_cloud(path, *points)
-        if engine.can_save:
-            files[_MAP] = engine.save
         paths = files_to_write(request, tuple(files))
         for path in paths:
             files[path.name](path)

@@ -7,6 +7,7 @@ an endpoint of this process is in the graph as soon as it is made, so that its i
 before; and a message carries its number among those of its writer, and the time of sending.
 """
 
+import logging
 import threading
 import time
 from array import array
@@ -19,6 +20,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.serialization import deserialize_message
 
+_log = logging.getLogger(__name__)
 _PERIOD = 0.1  # seconds between two looks at the graph, 20 microseconds each for a topic
 _REMEMBERED = 1024  # messages sent, more than wait in any queue
 _SAMPLES = 64  # elements of a sequence that are compared
@@ -148,4 +150,7 @@ class Lookout:
                     return
                 looks = self._looks
             for look in looks:
-                look()
+                try:
+                    look()
+                except Exception:  # noqa: BLE001 - the trouble of one topic must not blind the others
+                    _log.exception('a look at the graph failed')

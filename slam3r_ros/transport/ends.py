@@ -169,11 +169,11 @@ class Subscription:
 
     def close(self) -> None:
         """Leave the topic; what waits is forgotten."""
+        self.inbox.close()  # first: else a look that has begun would open DDS again
         _lookout.forget(self.look)
         with lock:
             self._topic.subscriptions = tuple(each for each in self._topic.subscriptions if each is not self)
             self._shut()
-        self.inbox.close()
 
     def _open(self) -> None:
         if self._dds is None:

@@ -36,6 +36,12 @@ _topics: WeakKeyDictionary[Context, defaultdict[str, Topic]] = WeakKeyDictionary
 _nodes: dict[Node, NodeParts] = {}
 
 
+def nodes() -> set[Node]:
+    """Return the nodes that are on the bus."""
+    with lock:
+        return set(_nodes)
+
+
 def worker_of(node: Node) -> Worker:
     """Return the one thread on which the node's callbacks run; started at the first call."""
     return parts_of(node).worker

@@ -93,7 +93,7 @@ def pausable() -> Iterator[None]:
         yield
     finally:
         with worker._changed:
-            worker._changed.wait_for(lambda: not worker.paused or worker.closed)
+            worker._changed.wait_for(lambda: worker._unstoppable or not worker.paused or worker.closed)
             worker._waits = False
 
 
@@ -114,6 +114,7 @@ class Worker:
         self.closed = self.paused = False
         self._report = report
         self._busy = self._waits = False  # in a callback; in one that waits for others
+        self._unstoppable = False  # in a callback that a pause does not stop
         self._changed = threading.Condition()
         self._turns: deque[Inbox] = deque()  # one entry for each value that waits
         self._timers: list[list] = []  # [due, period, callback, whether a pause does not stop it]
@@ -173,13 +174,14 @@ class Worker:
         Waits for the callback that runs, unless that waits for others (`pausable`): it stays where it is.
 
         Returns:
-            False, and all goes on, when the callback has not ended within `timeout` seconds.
+            False, and all goes on as before, when the callback has not ended within `timeout` seconds.
         """
         with self._changed:
-            self.paused = True
-            self.paused = self._changed.wait_for(lambda: not self._busy or self._waits or self.closed, timeout)
+            before, self.paused = self.paused, True
+            done = self._changed.wait_for(lambda: not self._busy or self._waits or self.closed, timeout)
+            self.paused = done or before
             self._changed.notify_all()
-            return self.paused
+            return done
 
     def resume(self) -> None:
         """Go on."""
@@ -223,12 +225,12 @@ class Worker:
                 for timer in timers:
                     if timer[0] <= now:
                         timer[0] = now + timer[1]
-                        self._busy = True
+                        self._busy, self._unstoppable = True, timer[3]
                         return timer[2]
                 while (inbox := self._take_turn()) is not None:
                     if inbox._values:  # else it was closed in the meantime
                         value = inbox._values.popleft()
-                        self._busy = True
+                        self._busy, self._unstoppable = True, inbox is self._calls
                         self._changed.notify_all()
                         return lambda: inbox._callback(value)
                 due = min((timer[0] for timer in timers), default=None)
