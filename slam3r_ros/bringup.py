@@ -6,6 +6,7 @@ The launch file uses it for nodes that it starts with `autostart:=false`.
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from rclpy.node import Node
 from rclpy.utilities import remove_ros_args
 
 from slam3r_ros.container import GRAPH
+from slam3r_ros.nodes.base import shield_the_end
 
 TRANSITIONS = {'configure': Transition.TRANSITION_CONFIGURE, 'activate': Transition.TRANSITION_ACTIVATE}
 _NOTICE = 5.0  # seconds between two lines that say what is waited for
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='bring_up', description=main.__doc__)
     parser.add_argument('names', nargs='*', default=list(GRAPH), help='nodes, in order (default: %(default)s)')
     names = parser.parse_args(remove_ros_args(arguments)[1:]).names
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy ends the context; no KeyboardInterrupt at the very end
     rclpy.init(args=list(arguments))
     try:
         node = Node('bring_up')
@@ -78,13 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BringUpError as error:
         node.get_logger().error(str(error))
         return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         return 0
     except RuntimeError:  # of rcl
         if rclpy.ok():
             raise
         return 0  # a signal ended the context between two of its calls
     finally:
+        shield_the_end()
         rclpy.try_shutdown()
 
 
