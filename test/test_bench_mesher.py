@@ -11,20 +11,13 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from open3d_mark import NEEDS_OPEN3D
 
 from slam3r_ros.bench import mesher as bench
 from slam3r_ros.bench import rooms
 from slam3r_ros.bench.mesher import Figure
 from slam3r_ros.cli import main
 from slam3r_ros.meshing.mesher import BlockMesher
-from slam3r_ros.meshing.poisson import load_open3d
-
-try:
-    load_open3d()
-    MISSING = None
-except ImportError as error:
-    MISSING = str(error)
-NEEDS_OPEN3D = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
 def test_what_the_camera_sees_lies_on_the_true_surface():

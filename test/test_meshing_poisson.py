@@ -7,18 +7,12 @@ import signal
 import numpy as np
 import pytest
 from meshing_scenes import around, keyframe, sphere_depth
+from open3d_mark import NEEDS_OPEN3D
 
 from slam3r_ros.meshing.cleaning import weld
 from slam3r_ros.meshing.mesher import BlockMesher
 from slam3r_ros.meshing.normals import face_normals
-from slam3r_ros.meshing.poisson import PoissonError, load_open3d, reconstruct, smooth
-
-try:
-    load_open3d()
-    MISSING = None
-except ImportError as error:
-    MISSING = str(error)
-NEEDS_OPEN3D = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+from slam3r_ros.meshing.poisson import PoissonError, reconstruct, smooth
 
 
 def ball(number=20_000, noise=0.0):

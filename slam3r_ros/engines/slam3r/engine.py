@@ -21,9 +21,9 @@ from slam3r_ros.engines.slam3r.scene import Scene
 from slam3r_ros.engines.slam3r.settings import Settings
 from slam3r_ros.engines.slam3r.weights import I2P, L2W, LICENSE, find
 from slam3r_ros.mapping.pointmap_pose import PoseError
+from slam3r_ros.mapping.selection import MAX_STRIDE
 from slam3r_ros.values import Frame, Intrinsics, Keyframe, Pose, State
 
-MAX_STRIDE = 15  # frames between keyframes
 HELD = 10  # frames to hold back until there is good advice on the stride
 ADVICE = 5  # latest frames whose advice makes the stride
 MIN_INLIERS = 0.3  # share of points that the pose of a tracked frame must explain
