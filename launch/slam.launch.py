@@ -72,8 +72,9 @@ def end_if_failed(event: ProcessExited, context: LaunchContext) -> None:
 
 def input_of(params_file: str) -> str:
     """Return the parameter `input` of a file of parameters; empty when it is not in there."""
-    content = yaml.safe_load(Path(params_file).read_text()) or {}
-    return next((node['ros__parameters']['input'] for node in content.values() if 'input' in node['ros__parameters']), '')
+    nodes = (yaml.safe_load(Path(params_file).read_text()) or {}).values()
+    groups = [node.get('ros__parameters') or {} for node in nodes if node]
+    return next((group['input'] for group in groups if 'input' in group), '')
 
 
 def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:

@@ -91,6 +91,21 @@ def test_it_really_launches_and_ends_with_status_1_on_bad_input(slam, compositio
     assert ('slam3r_container-1' in text) == (composition == 'true')
 
 
+@pytest.mark.parametrize(
+    'text, found',
+    [
+        ('', ''),
+        ('/**:\n  ros__parameters:\n    mesh_rate: 1.0\n', ''),
+        ('/**:\n  ros__parameters:\n    input: clip.mp4\n', 'clip.mp4'),
+        ('/other:\n  ros__parameters:\nvideo_decoder:\n  ros__parameters:\n    input: clip.mp4\n', 'clip.mp4'),
+        ('/robot:\n  video_decoder:\n    ros__parameters:\n      mesh_rate: 1.0\n', ''),
+    ],
+)
+def test_the_input_of_a_params_file_is_found(slam, tmp_path, text, found):
+    (tmp_path / 'params.yaml').write_text(text)
+    assert slam['input_of'](str(tmp_path / 'params.yaml')) == found
+
+
 @pytest.mark.parametrize('composition', ['true', 'false'])
 def test_it_brings_the_nodes_up_in_order_and_ends_with_a_signal(slam, composition):
     given = ['input:=topic:nowhere', f'use_composition:={composition}', 'namespace:=robot']
