@@ -1,6 +1,9 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
+import threading
 import time
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import cv2
 import numpy as np
@@ -9,16 +12,22 @@ from diagnostic_msgs.msg import DiagnosticArray
 from nodes_stubs import StubSource, images
 from rclpy.qos import qos_profile_sensor_data
 from ros_helpers import next_domain, ros_fixture, wait_until  # noqa: F401
+from rtsp_server import rtsp_server
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from test_video_live import free_port
+from test_video_live import server as websocket_server
 
 from slam3r_ros import msg
+from slam3r_ros.bench.damage import encode
 from slam3r_ros.nodes import base, camera_input, playback
+from slam3r_ros.nodes import calibration as calibration_module
 from slam3r_ros.nodes.keyframe_selector import KeyframeSelector
 from slam3r_ros.nodes.parameters import ParameterError
 from slam3r_ros.nodes.video_decoder import VideoDecoder, topic_of
 from slam3r_ros.transport.bus import create_publisher, create_subscription
 from slam3r_ros.transport.images import to_image
 from slam3r_ros.values import Frame, State
+from slam3r_ros.video import live
 from slam3r_ros.video.source import VideoError
 
 
@@ -28,7 +37,7 @@ def decoder(ros, monkeypatch):
 
     def start(source=None, callback=None, **parameters):
         if source is not None:
-            monkeypatch.setattr(playback, 'open_source', lambda uri, offset, topic: source)
+            monkeypatch.setattr(playback, 'open_source', lambda *_: source)
         frames = []
         watcher = ros.node(node_name='watcher')
         create_subscription(watcher, Frame, 'frames', callback or frames.append, depth=2, lossless=True)
@@ -68,7 +77,7 @@ def test_a_file_is_read_without_loss_at_the_readers_pace(ros, decoder):
 
 
 def test_a_file_waits_for_a_reader(ros, monkeypatch):
-    monkeypatch.setattr(playback, 'open_source', lambda uri, offset, topic: StubSource())
+    monkeypatch.setattr(playback, 'open_source', lambda *_: StubSource())
     node = ros.node(VideoDecoder, parameters={'input': 'video.mp4'})
     time.sleep(0.3)
     assert node.diagnostics()['received'] == 0
@@ -95,11 +104,30 @@ def test_at_its_own_pace_a_file_drops_what_comes_too_late(decoder):
 @pytest.mark.parametrize('offset, expected', [(0.0, 0), (2.5, 2_500_000_000), (-1.0, None)])
 def test_stamps_start_where_the_parameter_says(ros, monkeypatch, offset, expected):
     offsets = []
-    monkeypatch.setattr(playback, 'open_source', lambda uri, offset, topic: offsets.append(offset) or StubSource([]))
+    monkeypatch.setattr(playback, 'open_source', lambda uri, offset, *_: offsets.append(offset) or StubSource([]))
     node = ros.node(VideoDecoder, parameters={'input': 'video.mp4', 'stamp_offset': offset})
     wait_until(lambda: offsets)
     now = node.get_clock().now().nanoseconds
     assert offsets[0] == expected if expected is not None else 0 <= now - offsets[0] < 5e9
+
+
+def test_the_rate_of_an_image_folder_is_a_parameter(decoder, tmp_path):
+    for frame in images(4):
+        cv2.imwrite(str(tmp_path / f'{frame.id}.png'), frame.image)
+    _, frames = decoder(input=str(tmp_path), fps=4, stamp_offset=1)
+    wait_until(lambda: len(frames) == 4)
+    assert [frame.stamp for frame in frames] == [1_000_000_000 + i * 250_000_000 for i in range(4)]
+
+
+@pytest.mark.parametrize('hardware, reason', [
+    ('abacus', "hardware 'abacus' cannot decode (this FFmpeg knows "), ('drm', "hardware 'drm' cannot decode ("), ('', ''),
+])  # fmt: skip
+def test_hardware_that_cannot_decode_is_told_once_and_software_does(decoder, tmp_path, capfd, hardware, reason):
+    (tmp_path / 'video.h264').write_bytes(b''.join(encode({}, 12)))
+    _, frames = decoder(input=str(tmp_path / 'video.h264'), hardware=hardware)
+    wait_until(lambda: frames and frames[-1].last)
+    errors = capfd.readouterr().err
+    assert len(frames) == 12 and errors.count('cannot decode') == bool(hardware) and reason in errors
 
 
 def test_bad_input_is_told_in_one_line_and_fails_the_node(ros):
@@ -113,6 +141,55 @@ def test_bad_input_is_told_in_one_line_and_fails_the_node(ros):
     wait_until(lambda: statuses and diagnostics)
     assert statuses[-1].state == State.ERROR and '/nowhere/video.mp4' in statuses[-1].last_error
     assert diagnostics[-1].status[0].level == b'\x02'
+
+
+@contextmanager
+def served(scheme, port):
+    """Serve the same video again and again; at the end every connection is cut."""
+    packets, over = encode({'bf': '0'}, 12), threading.Event()
+
+    def play(send):
+        with suppress(Exception):
+            while not over.is_set():
+                for data in packets:
+                    send(data)
+                    time.sleep(0.01)
+
+    if scheme == 'ws':
+        server = websocket_server(lambda connection: play(connection.send), port)
+    else:
+        server = rtsp_server(lambda player: play(player.send), port=port)
+    with server:
+        yield
+        over.set()
+
+
+@pytest.mark.parametrize('scheme', ['ws', 'rtsp'])
+def test_a_broken_stream_is_an_error_in_diagnostics_and_comes_back_without_restart(ros, decoder, monkeypatch, scheme):
+    monkeypatch.setattr(live, 'Backoff', partial(live.Backoff, 0.05, 0.1))
+    port, statuses = free_port(), []
+    outside = ros.apart().node(node_name='outside')
+    outside.create_subscription(DiagnosticArray, '/diagnostics', lambda m: statuses.append(m.status[0]), 10)
+    node, frames = decoder(input=f'{scheme}://127.0.0.1:{port}/ws/video/consume')
+
+    def wait_for(level, text):
+        statuses.clear()
+        wait_until(lambda: any(each.level == level and text in each.message for each in statuses))
+
+    wait_for(b'\x02', 'Connection refused')
+    for _ in range(2):
+        count = len(frames)
+        with served(scheme, port):
+            wait_for(b'\x00', 'ok')
+            wait_until(lambda: len(frames) > count)  # noqa: B023
+        wait_for(b'\x02', 'next attempt in')
+    assert not node.failed.done() and node.active
+
+
+def test_a_missing_camera_is_an_error_and_waited_for(decoder):
+    node, _ = decoder(input='camera:87')
+    wait_until(lambda: '/dev/video87: is no camera of this machine' in node.trouble)
+    assert not node.failed.done() and node.active
 
 
 def test_a_file_that_breaks_in_the_middle_fails_the_node(decoder):
@@ -191,6 +268,21 @@ def test_an_image_topic_with_its_calibration(ros, decoder):
     np.testing.assert_array_equal(frame.image, picture)
 
 
+def test_images_do_not_wait_for_ever_for_a_calibration_that_never_comes(ros, decoder, monkeypatch):
+    monkeypatch.setattr(calibration_module, '_PATIENCE', 0.3)
+    _, frames = decoder(input='/cam/image_raw')
+    camera = Camera(ros)
+    camera.ready()
+    picture = to_image(next(images()).image, 1, 'cam')
+
+    def came():
+        camera.image.publish(picture)
+        return frames
+
+    wait_until(came)
+    assert frames[0].id > 0 and frames[0].intrinsics is None
+
+
 def test_distortion_is_taken_out_and_a_zero_stamp_filled_in(ros, decoder):
     node, frames = decoder(input='topic:/cam/image_raw')
     camera = Camera(ros)
@@ -216,6 +308,7 @@ def test_the_calibration_stays_once_an_image_went_out(ros, decoder, capfd):
     for _ in range(2):
         camera.info.publish(calibration((-0.3, 0.1, 0.0, 0.0, 0.0)))
     time.sleep(0.2)
+    picture.header.stamp.nanosec += 1
     camera.image.publish(picture)
     wait_until(lambda: len(frames) == 2)
     assert frames[0].intrinsics is None and frames[1].intrinsics is None

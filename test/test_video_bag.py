@@ -11,6 +11,7 @@ from slam3r_ros.values import Intrinsics
 from slam3r_ros.video import bag
 from slam3r_ros.video.pixels import PixelError, decompress, to_rgb
 from slam3r_ros.video.source import VideoError, open_source
+from slam3r_ros.video.topics import base_topic, camera_info_topic, is_rectified
 from slam3r_ros.video.undistort import DistortionError, Undistorter
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
@@ -213,6 +214,14 @@ def test_a_rectified_topic_follows_the_projection_matrix(tmp_path):
     frame = next(iter(open_source(record(tmp_path / 'bag', topics))))
     assert frame.intrinsics == Intrinsics(65, 65, 39, 31)
     np.testing.assert_array_equal(frame.image, image(0))
+
+
+@pytest.mark.parametrize('transport', ['', '/compressed', '/ffmpeg', '/foxglove'])
+def test_what_image_transport_appends_does_not_hide_the_camera(transport):
+    assert base_topic(f'/a/image_rect{transport}') == '/a/image_rect'
+    assert camera_info_topic(f'/a/image_raw{transport}') == '/a/camera_info'
+    assert camera_info_topic(f'image_raw{transport}') == 'camera_info'
+    assert is_rectified(f'/a/image_rect_color{transport}') and not is_rectified(f'/image_rect/image_raw{transport}')
 
 
 def test_a_broken_picture_is_skipped_and_counted(tmp_path):

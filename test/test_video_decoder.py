@@ -11,7 +11,7 @@ import pytest
 
 from slam3r_ros.bench.damage import decode, encode
 from slam3r_ros.video import h264
-from slam3r_ros.video.decoder import Decoder
+from slam3r_ros.video.decoder import Decoder, padded
 from slam3r_ros.video.picture import VideoError
 from slam3r_ros.video.source import open_source
 from slam3r_ros.video.streams import H264Stream, PacketStream
@@ -193,11 +193,25 @@ def test_parameter_sets_that_came_once_hold_after_a_fault():
     assert numbers(pictures, 'cabac') == [0, 1, 2, *range(GOP, COUNT)]
 
 
-def test_32_bad_packets_in_a_row():
+def _through_a_file(packets, tmp_path):
+    source = open_source(write(tmp_path / 'a.mkv', packets))
+    return list(source), source.skipped
+
+
+def _through_messages(packets, tmp_path):
+    stream = PacketStream('test')
+    pictures = [each for i, data in enumerate(packets) for each in stream.feed(data, 'h264', i)] + stream.flush()
+    return pictures, pictures.count(None)
+
+
+@pytest.mark.parametrize('through', [
+    lambda packets, _: run(b''.join(packets)), _through_a_file, _through_messages,
+], ids=['byte stream', 'file', 'messages'])  # fmt: skip
+def test_32_bad_packets_in_a_row(through, tmp_path):
     rng = random.Random(1)
     noise = [b'\0\0\0\1\x41\x9a' + rng.randbytes(200) for _ in range(32)]
     packets = STREAMS['cabac'][:8] + noise + STREAMS['cabac'][8:]
-    pictures, skipped = run(b''.join(packets))
+    pictures, skipped = through(packets, tmp_path)
     assert numbers(pictures, 'cabac') == [*range(8), *range(2 * GOP, COUNT)]
     assert skipped >= 32
 
@@ -259,31 +273,78 @@ def test_packets_of_messages_keep_their_stamps(encoding, options):
     if codec not in av.codecs_available:
         pytest.skip(f'this FFmpeg has no {codec}')
     packets = encode(options, 12, codec=codec)
-    stream = PacketStream('test', encoding)
+    stream = PacketStream('test')
     order = [1000 + i for i in range(len(packets))]
-    pictures = [each for stamp, data in zip(order, packets) for each in stream.feed(data, stamp)] + stream.flush()
-    assert None not in pictures and len(pictures) == 12 and stream.skipped == 0
+    pictures = [each for stamp, data in zip(order, packets) for each in stream.feed(data, encoding, stamp)] + stream.flush()
+    assert None not in pictures and len(pictures) == 12
     assert sorted(each.stamp for each in pictures) == order
+
+
+@pytest.mark.parametrize('encoding, codec, options', [
+    ('hevc', 'libx265', {'x265-params': 'log-level=none:bframes=0:keyint=6:min-keyint=6:repeat-headers=1'}),
+    ('vp8', 'libvpx', {'lag-in-frames': '0', 'deadline': 'realtime', 'keyint_min': '6'}),
+    ('vp9', 'libvpx-vp9', {'lag-in-frames': '0', 'deadline': 'realtime'}),
+    ('av1', 'libsvtav1', {'preset': '12', 'svtav1-params': 'lad=0'}), ('mpeg4', 'mpeg4', {}),
+])  # fmt: skip
+def test_nothing_of_any_codec_is_shown_before_its_first_key_picture(encoding, codec, options):
+    if codec not in av.codecs_available:
+        pytest.skip(f'this FFmpeg has no {codec}')
+    packets = encode(options, COUNT, gop=GOP, codec=codec)
+    whole, late = PacketStream('test'), PacketStream('test')
+    clean = [each for i, data in enumerate(packets) for each in whole.feed(data, encoding, i)] + whole.flush()
+    pictures = [each for i, data in enumerate(packets[3:], 3) for each in late.feed(data, encoding, i)] + late.flush()
+    shown = [each for each in pictures if each is not None]
+    assert [each.stamp for each in shown] == [*range(GOP, COUNT)] and pictures.count(None) == GOP - 3
+    np.testing.assert_array_equal([each.image for each in shown], [each.image for each in clean[GOP:]])
+
+
+def test_what_lies_behind_a_packet_in_memory_is_not_taken_for_a_part_of_it():
+    """FFmpeg's MPEG-4 decoder looks there for the next marker."""
+    decoder, frames = Decoder.of('mpeg4'), []
+    for data in encode({}, COUNT, gop=GOP, codec='mpeg4'):
+        packet = padded(memoryview(data + b'\0' + b'\xff' * 64)[: len(data)])
+        packet.is_keyframe = True
+        frames += decoder.decode(packet)
+    frames += decoder.flush()
+    assert None not in frames and len(frames) == COUNT
+
+
+@pytest.mark.parametrize('encoding, codec, options', [
+    ('av1', 'libsvtav1', {'preset': '12', 'svtav1-params': 'lad=0:pred-struct=1'}), ('mpeg4', 'mpeg4', {}),
+])  # fmt: skip
+def test_a_cut_packet_of_other_codecs_is_never_shown(encoding, codec, options):
+    if codec not in av.codecs_available:
+        pytest.skip(f'this FFmpeg has no {codec}')
+    packets = encode(options, COUNT, gop=GOP, codec=codec)
+    whole, stream = PacketStream('test'), PacketStream('test')
+    clean = {each.image.tobytes() for i, data in enumerate(packets) for each in whole.feed(data, encoding, i)}
+    clean |= {each.image.tobytes() for each in whole.flush()}
+    packets[8] = packets[8][: len(packets[8]) // 2]
+    pictures = [each for i, data in enumerate(packets) for each in stream.feed(data, encoding, i)] + stream.flush()
+    shown = [each for each in pictures if each is not None]
+    assert {each.image.tobytes() for each in shown} <= clean
+    assert [each.stamp for each in shown] == [*range(8), *range(2 * GOP, COUNT)]
 
 
 def test_a_lost_packet_of_hevc_is_never_shown():
     packets = encode({'x265-params': 'log-level=none:bframes=0:keyint=6:min-keyint=6:repeat-headers=1'}, COUNT,
                      codec='libx265')  # fmt: skip
-    whole = PacketStream('test', 'hevc')
-    clean = {each.image.tobytes() for data in packets for each in whole.feed(data, 0)}
-    stream = PacketStream('test', 'hevc')
-    pictures = [each for data in packets[:2] + packets[3:] for each in stream.feed(data, 0)] + stream.flush()
+    whole = PacketStream('test')
+    clean = {each.image.tobytes() for data in packets for each in whole.feed(data, 'hevc', 0)}
+    stream = PacketStream('test')
+    pictures = [each for data in packets[:2] + packets[3:] for each in stream.feed(data, 'hevc', 0)] + stream.flush()
     shown = [each.image.tobytes() for each in pictures if each is not None]
     assert set(shown) <= clean and len(shown) == COUNT - 4
 
 
 def test_an_unknown_codec_is_refused():
     with pytest.raises(VideoError, match="/video: codec 'wmv9' is not supported; send h264"):
-        PacketStream('/video', 'wmv9')
+        PacketStream('/video').feed(b'x', 'wmv9', 0)
 
 
-def test_hardware_that_is_not_there_leaves_it_to_software():
-    decoder = Decoder.of('h264', 'cuda')
+@pytest.mark.parametrize('hardware', ['cuda', 'abacus'])
+def test_hardware_that_is_not_there_leaves_it_to_software(hardware):
+    decoder = Decoder.of('h264', hardware)
     frames = [frame for data in STREAMS['cabac'] for frame in decoder.decode(av.Packet(data))] + decoder.flush()
     assert len(frames) == COUNT and decoder.skipped == 0
 

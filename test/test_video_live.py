@@ -3,20 +3,25 @@
 """Live sources on loopback: refused, closed, half-open, slow; they come back by themselves, and end at once."""
 
 import random
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
 from functools import partial
 
+import av
 import numpy as np
 import pytest
 from websockets.sync.server import serve
 
 from slam3r_ros.bench.damage import decode, encode
+from slam3r_ros.video import live as live_module
 from slam3r_ros.video import network
 from slam3r_ros.video.live import Backoff, LiveSource
-from slam3r_ros.video.picture import Picture, VideoError, printable
+from slam3r_ros.video.picture import Picture, printable
 from slam3r_ros.video.source import open_source
 
 PATH = '/ws/video/consume'
@@ -26,13 +31,13 @@ WAIT = 10.0  # seconds until a test fails
 
 
 @contextmanager
-def server(handler, port=0):
+def server(handler, port=0, tls=None):
     """Serve WebSocket connections; yield the URL."""
-    with serve(handler, '127.0.0.1', port, compression=None) as running:
+    with serve(handler, '127.0.0.1', port, compression=None, ssl=tls) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         try:
-            yield f'ws://127.0.0.1:{running.socket.getsockname()[1]}{PATH}'
+            yield f'{"wss" if tls else "ws"}://127.0.0.1:{running.socket.getsockname()[1]}{PATH}'
         finally:
             running.shutdown()
             thread.join()
@@ -199,15 +204,83 @@ def test_what_is_no_websocket_server_is_an_error(answer):
         assert 'no connection' in source.error or 'Error' in source.error
 
 
-def test_a_message_that_is_too_long_is_refused():
+@pytest.mark.parametrize('message', [
+    bytes(network.MAX_MESSAGE + 1), [bytes(network.MAX_MESSAGE // 4)] * 5,
+], ids=['whole', 'in fragments'])  # fmt: skip
+def test_a_message_that_is_too_long_is_refused(message):
     def handler(connection):
         with suppress(Exception):
-            connection.send(bytes(network.MAX_MESSAGE + 1))
+            connection.send(message)
             connection.recv()
 
     with server(handler) as url, live(url) as source:
         until(lambda: 'the connection was closed' in source.error)
         assert '1009' in source.error
+
+
+def test_a_server_that_sends_us_elsewhere_is_not_followed():
+    visits = []
+
+    def elsewhere(connection):
+        visits.append(connection)
+        send_all(connection, 0.001)
+
+    def handler(connection):
+        with connection, suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(f'HTTP/1.1 302 Found\r\nLocation: {url}\r\nContent-Length: 0\r\n\r\n'.encode())
+
+    with server(elsewhere) as url, raw_server(handler) as port, live(f'ws://127.0.0.1:{port}{PATH}') as source:
+        until(lambda: 'redirect' in source.error and 'next attempt' in source.error)
+        assert source.read(0.1) is None
+    assert not visits
+
+
+def test_a_slow_server_is_no_error_and_its_pictures_are_whole():
+    data, errors = b''.join(PACKETS), set()
+
+    def handler(connection):
+        with suppress(Exception):
+            while True:
+                for at in range(0, len(data), 100):
+                    connection.send(data[at : at + 100])
+                    time.sleep(0.01)
+
+    with server(handler) as url, live(url, silence=1.0) as source:
+        for _ in range(15):
+            assert source.read(WAIT).image.tobytes() in CLEAN
+            errors.add(source.error)
+    assert errors == {''}
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Return the file of a self-signed certificate for 127.0.0.1, and that of its key."""
+    if not shutil.which('openssl'):
+        pytest.skip('openssl is not installed, which makes the certificate')
+    files = tmp_path / 'certificate.pem', tmp_path / 'key.pem'
+    subprocess.run(
+        ['openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '1',
+         '-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1', '-out', files[0], '-keyout', files[1]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return files
+
+
+def test_wss_with_a_certificate_that_nobody_knows_is_an_error_that_names_the_way_out(certificate, monkeypatch):
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*certificate)
+    with server(partial(send_all, pause=0.001), tls=tls) as url, live(url) as source:
+        until(lambda: 'next attempt' in source.error)
+        assert 'its certificate is not trusted (self-signed certificate); name the file of its' in source.error
+        monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
+        assert source.read(WAIT).image.tobytes() in CLEAN
+        assert source.error == ''
+
+
+def test_wss_where_no_tls_is_spoken_is_an_error():
+    with server(send_all) as url, live(url.replace('ws:', 'wss:')) as source:
+        until(lambda: 'SSL' in source.error and 'next attempt' in source.error)
 
 
 def test_text_and_noise_are_passed_over():
@@ -310,6 +383,7 @@ def test_any_exception_of_a_connection_is_an_error_that_passes():
     source = LiveSource('x', Pictures(broken(), slowly(holder, picture(64, 64))), backoff=Backoff(0.2, 0.4))
     holder.append(source)
     until(lambda: 'x: RuntimeError: out of luck; next attempt in 0.' in source.error)
+    assert source.breaks == 1
     assert read_all(source, 1)[0].id == 0
 
 
@@ -369,11 +443,52 @@ def test_a_playlist_from_the_network_reads_no_file(tmp_path):
         assert source.read(0.1) is None
 
 
-def test_no_camera_and_no_scheme_are_refused():
-    with pytest.raises(VideoError, match='/dev/video87: is no camera of this machine; cameras: '):
-        open_source('camera:87')
-    with pytest.raises(VideoError, match='/dev/video87: is no camera'):
-        open_source('/dev/video87')
+def test_a_camera_that_stands_still_is_an_error(monkeypatch):
+    monkeypatch.setattr(live_module, '_SILENCE', 0.1)
+
+    def stuck():
+        yield picture(64, 64)
+        go_on.wait(WAIT)
+
+    go_on = threading.Event()
+    source = LiveSource('x', Pictures(stuck()))
+    assert source.read(WAIT) is not None
+    until(lambda: source.error.startswith('x: no picture for'))
+    source.close()
+    go_on.set()
+
+
+@pytest.mark.parametrize('uri', ['camera:87', '/dev/video87'])
+def test_a_missing_camera_is_an_error_and_tried_again(uri):
+    source = open_source(uri)
+    until(lambda: 'next attempt in' in source.error)
+    source.close()
+    assert source.error.startswith('/dev/video87: is no camera of this machine; cameras: ')
+
+
+@pytest.mark.parametrize('codec, pix_fmt', [('rawvideo', 'yuyv422'), ('mjpeg', 'yuvj420p')])
+def test_a_camera_that_is_plugged_in_later_is_found(tmp_path, monkeypatch, codec, pix_fmt):
+    """What FFmpeg hands us of a V4L2 camera stands in a file here: no camera is needed."""
+    from test_video_file import write
+
+    recording, device, opened, there = write(tmp_path / 'camera.avi', 12, codec=codec, pix_fmt=pix_fmt), av.open, [], []
+
+    def plugged_in(url, *arguments, format, **options):
+        opened.append((url, format))
+        return device(recording, *arguments, **options) if there else device(url, *arguments, format=format, **options)
+
+    monkeypatch.setattr(av, 'open', plugged_in)
+    path = tmp_path / 'video0'
+    with live(str(path), network.ffmpeg) as source:
+        until(lambda: 'video0: is no camera of this machine' in source.error)
+        path.symlink_to('/dev/null')
+        until(lambda: 'video0: is a device, but no camera; next attempt' in source.error)
+        there.append(True)
+        assert source.read(WAIT).image.shape == (64, 96, 3)
+        until(lambda: 'the stream has ended' in source.error)  # unplugged
+        until(lambda: source.read(WAIT).id > 24)
+        assert source.skipped == 0
+    assert set(opened) == {(str(path), 'v4l2')}
 
 
 def test_passwords_and_tokens_do_not_reach_the_logs():
@@ -381,6 +496,10 @@ def test_passwords_and_tokens_do_not_reach_the_logs():
     assert printable('wss://host/ws/video/consume?token=secret') == 'wss://host/ws/video/consume?...'
     assert printable('/data/a?b.mp4') == '/data/a?b.mp4'
     source = open_source(f'ws://me:secret@127.0.0.1:{free_port()}/?token=secret')
+    until(lambda: 'next attempt' in source.error)
+    source.close()
+    assert 'secret' not in source.name + source.error
+    source = open_source('ws://me:secret@?token=secret')
     until(lambda: 'next attempt' in source.error)
     source.close()
     assert 'secret' not in source.name + source.error

@@ -9,6 +9,8 @@ import av
 import cv2
 import numpy as np
 
+from slam3r_ros.video.decoder import padded
+
 _SIZE, _FRAMES = (96, 64), 18
 
 
@@ -43,7 +45,7 @@ def encode(
 def decode(packets: list[bytes]) -> list[np.ndarray]:
     """Return the pictures of an undamaged stream, as plain FFmpeg decodes them: (H, W, 3) uint8 RGB."""
     context = av.CodecContext.create('h264', 'r')
-    frames = [frame for data in packets for frame in context.decode(av.Packet(data))] + context.decode(None)
+    frames = [frame for data in packets for frame in context.decode(padded(data))] + context.decode(None)
     return [frame.to_ndarray(format='rgb24') for frame in frames]
 
 

@@ -76,8 +76,8 @@ def _decode_streams(pipe: Connection, seed: int) -> None:
         units = mutate(rng.choice(streams[:-1]), streams, rng)
         try:
             if number % 2:
-                stream = PacketStream('fuzz', 'h264')
-                decoded = [each for i, unit in enumerate(units) for each in stream.feed(unit, i)] + stream.flush()
+                stream = PacketStream('fuzz')
+                decoded = [each for i, unit in enumerate(units) for each in stream.feed(unit, 'h264', i)] + stream.flush()
             else:
                 stream, data = H264Stream('fuzz'), b''.join(units)
                 step = rng.choice((1, 7, 100, 1500, 100_000))
@@ -88,7 +88,7 @@ def _decode_streams(pipe: Connection, seed: int) -> None:
             pipe.send((number, traceback.format_exc(), 0, 0, 0))
             continue
         whole = [each.image.tobytes() for each in decoded if each is not None]
-        pipe.send((number, '', len(whole), sum(each not in pictures for each in whole), stream.skipped))
+        pipe.send((number, '', len(whole), sum(each not in pictures for each in whole), decoded.count(None)))
 
 
 class _Process:

@@ -16,12 +16,20 @@ from rosbags.typesys.store import Typestore
 from slam3r_ros.values import Frame
 from slam3r_ros.video.picture import NANOSECONDS, Picture, VideoError, check_size, number, one_line
 from slam3r_ros.video.pixels import PixelError, decompress, to_rgb
-from slam3r_ros.video.undistort import DistortionError, Undistorter, is_rectified
+from slam3r_ros.video.topics import (
+    CAMERA_INFO,
+    COMPRESSED,
+    FFMPEG,
+    FOXGLOVE,
+    IMAGES,
+    RAW,
+    VIDEO,
+    camera_info_topic,
+    is_rectified,
+    packet_of,
+)
+from slam3r_ros.video.undistort import DistortionError, Undistorter
 
-RAW, COMPRESSED, CAMERA_INFO = (f'sensor_msgs/msg/{name}' for name in ('Image', 'CompressedImage', 'CameraInfo'))
-FFMPEG, FOXGLOVE = 'ffmpeg_image_transport_msgs/msg/FFMPEGPacket', 'foxglove_msgs/msg/CompressedVideo'
-IMAGES = (RAW, COMPRESSED, FFMPEG, FOXGLOVE)  # the first are preferred
-_TRANSPORTS = ('/compressed', '/ffmpeg', '/foxglove')  # what image_transport appends to a topic
 _PATIENCE = {RAW: 1, COMPRESSED: 1, FFMPEG: 600, FOXGLOVE: 600}  # messages in which the first whole picture must be
 
 # For bags that bring no definitions.
@@ -35,18 +43,19 @@ _DEFINITIONS = {
 class Bag:
     """Reads the images of a rosbag2 recording; a `Source`."""
 
-    def __init__(self, path: Path, topic: str = '') -> None:
+    def __init__(self, path: Path, topic: str = '', hardware: str = '') -> None:
         """Open the bag and choose its images.
 
         Args:
             path: A folder with metadata.yaml, or one .mcap or .db3 file.
             topic: The image topic; by default raw images go before compressed ones and these before video, then
                 those with a CameraInfo beside them, then the topic with the most messages.
+            hardware: As in `Decoder.of`.
 
         Raises:
             VideoError: The bag is broken, or no topic has images that can be decoded.
         """
-        self.skipped, self._reason = 0, ''
+        self.skipped, self._reason, self._hardware = 0, '', hardware
         try:
             self._reader = AnyReader([path], default_typestore=_types())
             self._open = ExitStack()
@@ -102,13 +111,10 @@ class Bag:
         )  # fmt: skip
 
     def _info_beside(self, images: Connection) -> Connection | None:
-        """Return the CameraInfo topic of the same camera: <camera>/camera_info beside <camera>/image_raw[/...]."""
-        base = images.topic
-        for transport in _TRANSPORTS:
-            base = base.removesuffix(transport)
-        base = base.rpartition('/')[0]
+        """Return the CameraInfo topic of the same camera."""
+        wanted = camera_info_topic(images.topic)
         for connection in self._reader.connections:
-            if connection.msgtype == CAMERA_INFO and connection.topic == f'{base}/camera_info' and connection.msgcount:
+            if connection.msgtype == CAMERA_INFO and connection.topic == wanted and connection.msgcount:
                 return connection
         return None
 
@@ -135,7 +141,7 @@ class Bag:
 
     def _decoded(self, connection: Connection) -> Iterator[Picture | None]:
         """Yield the pictures of a topic as they are; None for each that is lost."""
-        if connection.msgtype in (FFMPEG, FOXGLOVE):
+        if connection.msgtype in VIDEO:
             yield from self._decoded_video(connection)
             return
         for message, bag_time in self._messages(connection):
@@ -150,18 +156,11 @@ class Bag:
     def _decoded_video(self, connection: Connection) -> Iterator[Picture | None]:
         from slam3r_ros.video.streams import PacketStream  # one needs no PyAV for images
 
-        name, stream = connection.topic, None
+        stream = PacketStream(connection.topic, self._hardware)
         for message, bag_time in self._messages(connection):
-            is_foxglove = connection.msgtype == FOXGLOVE
-            encoding = message.format if is_foxglove else message.encoding
-            if stream is None or encoding != stream.encoding:
-                if stream is not None:
-                    yield from stream.flush()
-                stream = PacketStream(name, encoding)
-            stamp = _nanoseconds(message.timestamp if is_foxglove else message.header.stamp)
-            yield from stream.feed(message.data.tobytes(), stamp or bag_time)
-        if stream is not None:
-            yield from stream.flush()
+            data, encoding, stamp = packet_of(message)
+            yield from stream.feed(data, encoding, _nanoseconds(stamp) or bag_time)
+        yield from stream.flush()
 
     def _messages(self, connection: Connection) -> Iterator[tuple[object, int]]:
         """Yield the messages of a topic and the bag's time in nanoseconds."""

@@ -10,12 +10,13 @@ lost or cut is found, but a flipped bit that leaves valid syntax is seen by nobo
 
 from collections import deque
 from collections.abc import Iterable
+from functools import cache
 
 import av
-from av.codec.hwaccel import HWAccel
+from av.codec.hwaccel import HWAccel, hwdevices_available
 
 from slam3r_ros.video.h264 import Kind, References, annex_b, split_annex_b, split_configuration, split_lengths
-from slam3r_ros.video.picture import MAX_PIXELS, Picture, check_size
+from slam3r_ros.video.picture import MAX_PIXELS, Picture, check_size, one_line
 
 _STRICT = {
     # "aggressive" lets only H.264's slices end where they must; elsewhere it refuses what is merely odd.
@@ -97,7 +98,7 @@ class Decoder:
             self._context.options |= {'bug': 'trunc'}
         if self._lengths:
             return packet
-        whole = av.Packet(annex_b([*self._references.needed]) + bytes(packet))
+        whole = padded(annex_b([*self._references.needed]) + bytes(packet))
         whole.pts, whole.dts = packet.pts, packet.dts
         return whole
 
@@ -170,6 +171,16 @@ def _prepared(context: av.VideoCodecContext) -> av.VideoCodecContext:
     return context
 
 
+def padded(data: bytes) -> av.Packet:
+    """Return a packet of bytes.
+
+    FFmpeg's decoders read on behind the end; PyAV would let them read whatever lies behind a bytes object.
+    """
+    packet = av.Packet(len(data))
+    packet.update(data)
+    return packet
+
+
 def picture(name: str, frame: av.VideoFrame, stamp: int) -> Picture:
     """Make a picture of a decoded frame.
 
@@ -182,11 +193,19 @@ def picture(name: str, frame: av.VideoFrame, stamp: int) -> Picture:
 
 def accelerator(hardware: str) -> HWAccel | None:
     """Return what PyAV takes for hardware decoding; None, software, where there is no such hardware."""
-    if not hardware:
+    if not hardware or why_no(hardware):
         return None
-    wanted = HWAccel(hardware, allow_software_fallback=True)
+    return HWAccel(hardware, allow_software_fallback=True)
+
+
+@cache
+def why_no(hardware: str) -> str:
+    """Return why a device type of FFmpeg cannot decode here; empty when it can."""
+    known = hwdevices_available()
+    if hardware not in known:  # PyAV would take any other
+        return f'this FFmpeg knows {", ".join(known) or "none"}'
     try:
-        wanted.create(av.Codec('h264', 'r'))
-    except (av.FFmpegError, NotImplementedError):  # no driver, no device; another codec
-        return None
-    return wanted
+        HWAccel(hardware).create(av.Codec('h264', 'r'))
+    except (av.FFmpegError, NotImplementedError) as error:  # no driver, no device; not for H.264
+        return one_line(error)
+    return ''

@@ -9,13 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
-import cv2
-
 from slam3r_ros.values import Frame
-from slam3r_ros.video.picture import Picture, VideoError, one_line
+from slam3r_ros.video.picture import Picture, SteadySize, VideoError, one_line
 
 _DEPTH = 2  # frames that wait for their reader
-_SAME_SHAPE = 0.01  # relative difference of aspect ratios that still show the same
+_SILENCE = 15.0  # seconds without a picture that are told: the driver of a camera may wait for one for ever
 
 Pictures = Iterator[Picture | None]  # None: one was lost
 Connect = Callable[[threading.Event], AbstractContextManager[Pictures]]
@@ -61,7 +59,7 @@ class LiveSource:
         frames: None; there is no end.
         skipped: Pictures that could not be decoded so far.
         dropped: Frames that their reader was too slow for.
-        error: Why there are no pictures now; empty while they come.
+        breaks: How often the connection broke, or could not be made.
     """
 
     live = True
@@ -81,13 +79,13 @@ class LiveSource:
             backoff: Between attempts.
         """
         self.name, self.fps, self.skipped, self.dropped = name, fps, 0, 0
-        self.error = f'{name}: connecting'
+        self.breaks, self._error, self._came = 0, f'{name}: connecting', 0.0
         self._connect, self._backoff = connect, backoff or Backoff()
         self._offset = stamp_offset - time.monotonic_ns()
         self._closed = threading.Event()
         self._changed = threading.Condition()
         self._waiting: deque[Frame] = deque()
-        self._count, self._shape = 0, (0, 0)
+        self._count, self._fit = 0, SteadySize()
         self._thread = threading.Thread(target=self._run, name=f'live {name}', daemon=True)
         self._thread.start()
 
@@ -102,6 +100,23 @@ class LiveSource:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed.is_set(), timeout)
             return self._waiting.popleft() if self._waiting and not self._closed.is_set() else None
+
+    @property
+    def error(self) -> str:
+        """Why there are no pictures now; empty while they come."""
+        if not self._error and (seconds := time.monotonic() - self._came) > _SILENCE:
+            return f'{self.name}: no picture for {seconds:.0f} s'
+        return self._error
+
+    @property
+    def waiting(self) -> int:
+        """Frames that wait for their reader."""
+        return len(self._waiting)
+
+    @property
+    def now(self) -> int:
+        """The stamp of a picture that comes now."""
+        return time.monotonic_ns() + self._offset
 
     def close(self) -> None:
         """End at once; the thread closes the connection as soon as that lets it."""
@@ -122,9 +137,10 @@ class LiveSource:
                 reason = one_line(error)
             except Exception as error:  # noqa: BLE001 - whatever comes over a network, the next attempt may work
                 reason = f'{type(error).__name__}: {one_line(error)}'
+            self.breaks += 1
             delay = self._backoff.next()
             reason = reason.removeprefix(f'{self.name}: ')
-            self.error = f'{self.name}: {reason}; next attempt in {delay:.1f} s'
+            self._error = f'{self.name}: {reason}; next attempt in {delay:.1f} s'
             self._closed.wait(delay)
 
     def _put(self, picture: Picture | None) -> None:
@@ -133,15 +149,11 @@ class LiveSource:
             self.skipped += 1
             self._count += 1
             return
-        self.error = ''
+        self._error, self._came = '', time.monotonic()
         self._backoff.reset()
-        image = picture.image
-        height, width = image.shape[:2]
-        if self._shape != (height, width):
-            if not self._shape[0] or abs(width * self._shape[0] / (height * self._shape[1]) - 1) > _SAME_SHAPE:
-                self._count, self._shape = 0, (height, width)
-            else:
-                image = cv2.resize(image, self._shape[::-1], interpolation=cv2.INTER_AREA)
+        image, begins = self._fit(picture.image)
+        if begins:
+            self._count = 0
         with self._changed:
             if len(self._waiting) >= _DEPTH:
                 self._waiting.popleft()

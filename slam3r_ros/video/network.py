@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections to live video: H.264 over WebSocket, RTSP and HTTP, cameras of this machine."""
 
+import errno
 import logging
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -44,7 +47,7 @@ def websocket(
 ) -> Iterator[Pictures]:
     """Connect to a server that sends an H.264 byte stream in binary messages, cut anywhere.
 
-    Text messages are passed over.  Nothing is sent, and no proxy is used.
+    Text messages are passed over.  Nothing is sent, no proxy is used, and the server cannot send us elsewhere.
 
     Args:
         name: For errors.
@@ -58,12 +61,13 @@ def websocket(
     """
     from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, WebSocketException
     from websockets.sync.client import connect
+    from websockets.uri import parse_uri
 
     def batches() -> Batches:
         stream, heard = H264Stream(name, hardware), time.monotonic()
         while not closed.is_set():
             try:
-                message = socket.recv(timeout=min(_POLL, silence))
+                message = connection.recv(timeout=min(_POLL, silence))
             except TimeoutError:
                 if time.monotonic() - heard > silence:
                     raise VideoError(f'{name}: nothing came for {silence:.0f} s') from None
@@ -76,15 +80,21 @@ def websocket(
                 yield stream.feed(message, time.monotonic_ns())
 
     try:
-        with connect(
-            url, max_size=MAX_MESSAGE, compression=None, proxy=None, open_timeout=_OPEN, close_timeout=_POLL,
-            ping_interval=None, logger=SILENT,
-        ) as socket:  # fmt: skip
-            yield _watched(name, batches())
+        server = parse_uri(url)
+        with socket.create_connection((server.host, server.port), _OPEN) as tcp:
+            tcp.settimeout(None)
+            with connect(  # to a socket of ours: it follows no redirection
+                url, sock=tcp, max_size=MAX_MESSAGE, compression=None, proxy=None, open_timeout=_OPEN,
+                close_timeout=_POLL, ping_interval=None, logger=SILENT,
+            ) as connection:  # fmt: skip
+                yield _watched(name, batches())
+    except ssl.SSLCertVerificationError as error:
+        reason = f'its certificate is not trusted ({error.verify_message})'
+        raise VideoError(f'{name}: {reason}; name the file of its authority in SSL_CERT_FILE') from None
     except ConnectionClosed as error:
         raise VideoError(f'{name}: the connection was closed ({one_line(error)})') from None
     except (WebSocketException, TimeoutError) as error:
-        raise VideoError(f'{name}: no connection ({one_line(error)})') from None
+        raise VideoError(f'{name}: no connection ({one_line(error).replace(url, name)})') from None
 
 
 @contextmanager
@@ -93,7 +103,12 @@ def ffmpeg(
 ) -> Iterator[Pictures]:
     """Connect by FFmpeg to rtsp://, http:// or a camera's device file; arguments and errors as in `websocket`."""
     scheme = url.partition('://')[0] if '://' in url else ''
-    options = {'rtsp_flags': 'prefer_tcp'} if scheme in ('rtsp', 'rtsps') else {}
+    if not scheme and not Path(url).is_char_device():
+        found = ', '.join(sorted(map(str, Path('/dev').glob('video[0-9]*')))) or 'none'
+        raise VideoError(f'{name}: is no camera of this machine; cameras: {found}')
+    options = {'fpsprobesize': '0'}  # what comes while FFmpeg looks for the rate would come late
+    if scheme in ('rtsp', 'rtsps'):
+        options['rtsp_flags'] = 'prefer_tcp'
     if scheme:
         options['protocol_whitelist'] = _PROTOCOLS[scheme]
 
@@ -115,22 +130,18 @@ def ffmpeg(
     except av.error.ExitError:  # the timeout
         raise VideoError(f'{name}: nothing came for {silence:.0f} s') from None
     except av.FFmpegError as error:
-        raise VideoError(f'{name}: {error.strerror}') from None
+        reason = 'is a device, but no camera' if error.errno == errno.ENOTTY else error.strerror
+        raise VideoError(f'{name}: {reason}') from None
 
 
 def connection(uri: str, name: str, hardware: str = '') -> Connect:
     """Return what connects to a URI; nothing is opened yet.
 
     Raises:
-        VideoError: There is no such camera, or the scheme is unknown.
+        VideoError: The scheme is unknown.
     """
     scheme = uri.partition('://')[0] if '://' in uri else ''
-    if not scheme:
-        device = Path(uri)
-        if not device.is_char_device():
-            found = ', '.join(sorted(map(str, Path('/dev').glob('video[0-9]*')))) or 'none'
-            raise VideoError(f'{name}: is no camera of this machine; cameras: {found}')
-    elif scheme not in _PROTOCOLS and scheme not in ('ws', 'wss'):
+    if scheme and scheme not in _PROTOCOLS and scheme not in ('ws', 'wss'):
         raise VideoError(f'{name}: {scheme} is not supported; give ws, wss, {", ".join(_PROTOCOLS)}')
     connect = websocket if scheme in ('ws', 'wss') else ffmpeg
     return partial(connect, name, uri, hardware=hardware)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from slam3r_ros.values import Frame, Intrinsics
@@ -13,6 +14,7 @@ from slam3r_ros.values import Frame, Intrinsics
 NANOSECONDS = 1_000_000_000  # in a second
 MIN_SIDE = 64  # pixels; less shows too little to map
 MAX_PIXELS = 36864 * 256  # the largest picture of H.264 level 5.2; about 4096x2304
+_SAME_SHAPE = 0.01  # relative difference of aspect ratios that still show the same
 
 
 class VideoError(ValueError):
@@ -37,6 +39,35 @@ def check_size(name: object, width: int, height: int) -> None:
         raise VideoError(f'{name}: is {width}x{height}, too small to map; each side needs {MIN_SIDE} pixels or more')
     if width * height > MAX_PIXELS:
         raise VideoError(f'{name}: is {width}x{height}, too large; scale it to {MAX_PIXELS / 1e6:.1f} megapixels or less')
+
+
+class SteadySize:
+    """Keeps the images of a live video at one size, which the engines need.
+
+    Attributes:
+        size: Width and height of the images that come out, pixels; (0, 0) before the first.
+    """
+
+    def __init__(self) -> None:
+        """Take the size of the first image."""
+        self.size = 0, 0
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Scale an image of the same shape to the size of those before; one of another shape begins a new video.
+
+        Args:
+            image: (H, W, 3) uint8.
+
+        Returns:
+            The image, and whether a new video begins with it, behind another.
+        """
+        (height, width), (steady_width, steady_height) = image.shape[:2], self.size
+        if self.size == (width, height):
+            return image, False
+        if not steady_width or abs(width * steady_height / (height * steady_width) - 1) > _SAME_SHAPE:
+            self.size = width, height
+            return image, steady_width > 0
+        return cv2.resize(image, self.size, interpolation=cv2.INTER_AREA), False
 
 
 def number(name: object, pictures: Iterable[Picture | None]) -> Iterator[Frame]:

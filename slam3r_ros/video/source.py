@@ -47,18 +47,17 @@ def open_source(uri: str, stamp_offset: int = 0, topic: str = '', fps: float = 3
         hardware: A device type of FFmpeg ('cuda', 'vaapi', ...) that decodes if it can, else software does.
 
     Raises:
-        VideoError: There is nothing that can be read as video; one line names the input and the reason.  Streams do not
-            raise it: they try again.
+        VideoError: There is nothing that can be read as video; one line names the input and the reason.  Cameras and
+            streams do not raise it: they try again.
     """
     if not uri:
         raise VideoError(f'no input was given; {_WHAT}')
     if is_live(uri):
         return _live(_CAMERA.sub(r'/dev/video\1', uri), stamp_offset, hardware)
-    path = Path(uri.removeprefix('file://')).expanduser()
+    path = _path(uri)
     try:
         if path.is_dir():
-            is_bag = (path / 'metadata.yaml').is_file()
-            if not is_bag:
+            if not is_bag(uri):
                 from slam3r_ros.video.folder import ImageFolder
 
                 return ImageFolder(path, stamp_offset, fps)
@@ -66,17 +65,16 @@ def open_source(uri: str, stamp_offset: int = 0, topic: str = '', fps: float = 3
             reason = 'is not a regular file' if path.exists() else 'does not exist'
             raise VideoError(f'{path}: {reason}; {_WHAT}')
         else:
-            is_bag = path.suffix.lower() in BAG_SUFFIXES
             with path.open('rb') as stream:
                 if not stream.read(1):
                     raise VideoError(f'{path}: is empty; {_WHAT}')
     except OSError as error:
         raise VideoError(f'{path}: cannot be read: {error.strerror}') from error
     # Imported late: one does not need PyAV to read a bag, nor rosbags to read a file.
-    if is_bag:
+    if is_bag(uri):
         from slam3r_ros.video.bag import Bag
 
-        return Bag(path, topic)
+        return Bag(path, topic, hardware)
     from slam3r_ros.video.file import VideoFile
 
     return VideoFile(path, stamp_offset, hardware)
@@ -85,6 +83,16 @@ def open_source(uri: str, stamp_offset: int = 0, topic: str = '', fps: float = 3
 def is_live(uri: str) -> bool:
     """Return whether a URI means a camera or a stream: these do not wait for who reads them."""
     return bool(_CAMERA.fullmatch(uri)) or ('://' in uri and not uri.startswith('file://'))
+
+
+def is_bag(uri: str) -> bool:
+    """Return whether a URI means a rosbag2, which has stamps of its own."""
+    path = _path(uri)
+    return (path / 'metadata.yaml').is_file() if path.is_dir() else path.suffix.lower() in BAG_SUFFIXES
+
+
+def _path(uri: str) -> Path:
+    return Path(uri.removeprefix('file://')).expanduser()
 
 
 def _live(uri: str, stamp_offset: int, hardware: str) -> Source:

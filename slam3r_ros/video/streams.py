@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import av
 
-from slam3r_ros.video.decoder import Decoder, picture
+from slam3r_ros.video.decoder import Decoder, padded, picture
 from slam3r_ros.video.h264 import AccessUnits, annex_b, split_annex_b
 from slam3r_ros.video.picture import Picture, VideoError
 
@@ -59,7 +59,7 @@ class H264Stream:
         pictures = []
         for units, came in units_and_stamps:
             heapq.heappush(self._stamps, came)
-            pictures += self._pictures(self._decoder.decode(av.Packet(annex_b(units))))
+            pictures += self._pictures(self._decoder.decode(padded(annex_b(units))))
         return pictures
 
     def _pictures(self, frames: Iterable[av.VideoFrame | None]) -> list[Picture | None]:
@@ -68,55 +68,50 @@ class H264Stream:
 
 
 class PacketStream:
-    """Video in messages of one picture each: FFMPEGPacket of ffmpeg_image_transport, CompressedVideo of Foxglove.
+    """Video in messages of one picture each: FFMPEGPacket of ffmpeg_image_transport, CompressedVideo of Foxglove."""
 
-    Attributes:
-        skipped: Pictures that were lost so far.
-    """
-
-    def __init__(self, name: str, encoding: str, hardware: str = '') -> None:
+    def __init__(self, name: str, hardware: str = '') -> None:
         """Wait for the first key picture.
 
         Args:
             name: For error messages.
-            encoding: As the first message names its codec: 'h264', 'libx264;yuv420p;bgr8', 'h265' ...
             hardware: As in `Decoder.of`.
-
-        Raises:
-            VideoError: The codec is unknown.
         """
-        self.encoding = encoding
-        self._name, self._codec = name, _codec(name, encoding)
-        self._decoder = Decoder.of(self._codec, hardware)
+        self._name, self._hardware = name, hardware
+        self._encoding = self._codec = ''
+        self._decoder: Decoder | None = None
 
-    @property
-    def skipped(self) -> int:
-        """Pictures that were lost so far."""
-        return self._decoder.skipped
-
-    def feed(self, data: bytes, stamp: int) -> list[Picture | None]:
+    def feed(self, data: bytes, encoding: str, stamp: int) -> list[Picture | None]:
         """Decode a message.
 
         Args:
             data: Of the message.
+            encoding: As the message names its codec: 'h264', 'libx264;yuv420p;bgr8', 'h265' ...; may change.
             stamp: Of its header, nanoseconds; comes out with the picture.
 
         Returns:
             Pictures in the order of presentation; None for each that was lost.
 
         Raises:
-            VideoError: The pictures are too small.
+            VideoError: The codec is unknown, or the pictures are too small.
         """
         if not len(data):
             return []
-        packet = av.Packet(bytes(data))
+        pictures = self._switch(encoding) if encoding != self._encoding else []
+        packet = padded(data)
         packet.pts = stamp
         packet.is_keyframe = _is_key(self._codec, data)
-        return self._pictures(self._decoder.decode(packet))
+        return pictures + self._pictures(self._decoder.decode(packet))
 
     def flush(self) -> list[Picture | None]:
-        """Return what is left at the end of the stream."""
-        return self._pictures(self._decoder.flush())
+        """Return what is left at the end of the stream, or before a gap in it; then wait for a key picture."""
+        return self._pictures(self._decoder.flush()) if self._decoder else []
+
+    def _switch(self, encoding: str) -> list[Picture | None]:
+        """Begin to decode another codec; return what is left of the one before."""
+        codec, left = _codec(self._name, encoding), self.flush()
+        self._encoding, self._codec, self._decoder = encoding, codec, Decoder.of(codec, self._hardware)
+        return left
 
     def _pictures(self, frames: Iterable[av.VideoFrame | None]) -> list[Picture | None]:
         return [frame and picture(self._name, frame, frame.pts) for frame in frames]
@@ -135,11 +130,14 @@ def _codec(name: str, encoding: str) -> str:
 def _is_key(codec: str, data: bytes) -> bool:
     """Return whether a picture needs no other; H.264's are looked at in the decoder."""
     if codec == 'hevc':
-        return any(unit[:1] and unit[0] >> 1 & 63 in _HEVC_KEYS for unit in split_annex_b(bytes(data)))
+        return any(unit[:1] and unit[0] >> 1 & 63 in _HEVC_KEYS for unit in split_annex_b(data))
     if codec == 'vp8':
         return not data[0] & 1
     if codec == 'vp9':
         return not data[0] & 0b1100  # neither shows an earlier picture nor is predicted
     if codec == 'libdav1d':
         return any(data[at] >> 3 & 15 == 1 for at in (0, 2) if at < len(data))  # a sequence header
+    if codec == 'mpeg4':
+        at = data.find(b'\0\0\1\xb6') + 4
+        return 4 <= at < len(data) and not data[at] >> 6  # an intra-coded picture
     return True

@@ -87,12 +87,14 @@ def trajectory(frames: int, seed: int) -> Iterator[np.ndarray]:
         yield rigid(looking @ cv2.Rodrigues(tremor[3:])[0], position + tremor[:3])
 
 
-def write_video(path: Path, images: Iterator[np.ndarray], crf: int = 21) -> None:
+def write_video(path: Path, images: Iterator[np.ndarray], crf: int = 21, preset: str = 'slow') -> None:
     """Encode images (H, W, 3) uint8 RGB as H.264."""
     with av.open(str(path), 'w') as container:
-        stream = container.add_stream('libx264', rate=FPS, options={'crf': str(crf), 'preset': 'slow'})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, 'yuv420p'
+        stream = container.add_stream('libx264', rate=FPS, options={'crf': str(crf), 'preset': preset})
+        stream.pix_fmt = 'yuv420p'
         for i, image in enumerate(images):
+            if i == 0:
+                stream.height, stream.width = image.shape[:2]
             frame = av.VideoFrame.from_ndarray(image, format='rgb24')
             frame.pts, frame.time_base = i, Fraction(1, FPS)
             container.mux(stream.encode(frame))

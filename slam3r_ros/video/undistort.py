@@ -26,11 +26,6 @@ class CameraInfo(Protocol):
     p: Sequence[float]  # (12,)
 
 
-def is_rectified(topic: str) -> bool:
-    """Return whether the images of a topic are undistorted already, by image_proc's names for it."""
-    return topic.removesuffix('/compressed').rpartition('/')[2].startswith('image_rect')
-
-
 class Undistorter:
     """Undistorts images of one size."""
 
