@@ -14,7 +14,7 @@ from launch.substitutions import EnvironmentVariable
 from launch_ros.actions import ComposableNodeContainer, Node
 from launch_ros.descriptions import ComposableNode
 
-from slam3r_ros.container import GRAPH  # plugins by executable and node name, the last in the chain first
+from slam3r_ros.container import GRAPH, MONITOR  # plugins by executable and node name, the last in the chain first
 from slam3r_ros.nodes.video_decoder import topic_of
 from slam3r_ros.transport.tuning import tuning
 from slam3r_ros.video.source import is_live
@@ -47,6 +47,9 @@ def generate_launch_description() -> LaunchDescription:
         ),
         DeclareLaunchArgument(
             'use_sim_time', default_value='false', choices=BOOLEAN, description='take the time from /clock'
+        ),
+        DeclareLaunchArgument(
+            'metrics_port', default_value='', description='serve /metrics and /health there; empty: do not'
         ),
         DeclareLaunchArgument('namespace', default_value='', description='put before all relative names'),
         DeclareLaunchArgument(
@@ -90,10 +93,16 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         'video_decoder': {'input': value['input']} if value['input'] else {},
         'slam3r': {'engine': value['engine']} if value['engine'] else {},
     }
+    nodes = GRAPH
+    if port := value['metrics_port']:
+        if not port.isdecimal():
+            raise RuntimeError(f'metrics_port {port}: this is no number')
+        nodes = MONITOR | GRAPH
+        given['monitor'] = {'metrics_port': int(port)}
     source = value['input'] or input_of(value['params_file']) or os.environ.get('VIDEO_STREAM_URL', '')
     if topic_of(source) or is_live(source):
         given['slam3r']['lossless'] = False  # a camera does not wait
-    parameters = {name: [value['params_file'], managed | given.get(name, {})] for name in GRAPH}
+    parameters = {name: [value['params_file'], managed | given.get(name, {})] for name in nodes}
     actions: list[LaunchDescriptionEntity] = [
         SetEnvironmentVariable(name, text) for name, text in tuning(context.environment).items()
     ]
@@ -105,11 +114,12 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 name='slam3r_container',
                 namespace=namespace,
                 arguments=['--exit-on-failure'],
+                parameters=[common],
                 composable_node_descriptions=[
                     ComposableNode(
                         package=PACKAGE, plugin=plugin, name=name, namespace=namespace, parameters=parameters[name]
                     )
-                    for name, plugin in GRAPH.items()
+                    for name, plugin in nodes.items()
                 ],
                 output='screen',
                 on_exit=end,
@@ -126,7 +136,7 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 output='screen',
                 on_exit=end,
             )
-            for name in GRAPH
+            for name in nodes
         ]
     if value['autostart'] == 'true':
         actions.append(
@@ -134,7 +144,7 @@ def build(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 package=PACKAGE,
                 executable='bring_up',
                 namespace=namespace,
-                arguments=list(GRAPH),
+                arguments=list(nodes),
                 output='screen',
                 on_exit=end_if_failed,
             )

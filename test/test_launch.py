@@ -3,15 +3,17 @@
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
 from ros_helpers import next_domain
 
-from slam3r_ros.container import GRAPH
+from slam3r_ros.container import GRAPH, MONITOR
 
 ROOT = Path(__file__).parent.parent
 REASON = 'launch is not installed: it is not among the ROS wheels of PyPI'
@@ -28,7 +30,7 @@ def slam(tmp_path, monkeypatch):
     (share / 'slam3r_ros').symlink_to(ROOT)
     scripts = tmp_path / 'lib' / 'slam3r_ros'
     scripts.mkdir(parents=True)
-    modules = {name: f'nodes.{name}' for name in GRAPH} | {'slam3r_container': 'container', 'bring_up': 'bringup'}
+    modules = {name: f'nodes.{name}' for name in MONITOR | GRAPH} | {'slam3r_container': 'container', 'bring_up': 'bringup'}
     for name, module in modules.items():
         text = f'#!{sys.executable}\nimport sys\n\nfrom slam3r_ros.{module} import main\n\nsys.exit(main())\n'
         (scripts / name).write_text(text)
@@ -60,6 +62,7 @@ def test_the_arguments_and_their_defaults(slam, monkeypatch):
         'rviz': 'false',
         'use_composition': 'true',
         'use_sim_time': 'false',
+        'metrics_port': '',
         'namespace': '',
         'autostart': 'true',
     }
@@ -91,6 +94,12 @@ def test_it_really_launches_and_ends_with_status_1_on_bad_input(slam, compositio
     assert ('slam3r_container-1' in text) == (composition == 'true')
 
 
+def test_a_metrics_port_that_is_no_number_is_named(slam):
+    command = [sys.executable, '-c', LAUNCH, str(ROOT / 'launch' / 'slam.launch.py'), 'metrics_port:=http']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and 'metrics_port http: this is no number' in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     'text, found',
     [
@@ -108,7 +117,9 @@ def test_the_input_of_a_params_file_is_found(slam, tmp_path, text, found):
 
 @pytest.mark.parametrize('composition', ['true', 'false'])
 def test_it_brings_the_nodes_up_in_order_and_ends_with_a_signal(slam, composition):
-    given = ['input:=topic:nowhere', f'use_composition:={composition}', 'namespace:=robot']
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+        port = probe.getsockname()[1]
+    given = ['input:=topic:nowhere', f'use_composition:={composition}', 'namespace:=robot', f'metrics_port:={port}']
     command = [sys.executable, '-c', LAUNCH, str(ROOT / 'launch' / 'slam.launch.py'), *given]
     launch = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -117,14 +128,16 @@ def test_it_brings_the_nodes_up_in_order_and_ends_with_a_signal(slam, compositio
         lines = []
         for line in launch.stdout:
             lines.append(line)
-            if 'active: mesher, slam3r, keyframe_selector, video_decoder' in line:
+            if 'active: monitor, mesher, slam3r, keyframe_selector, video_decoder' in line:
                 break
+        metrics = urllib.request.urlopen(f'http://127.0.0.1:{port}/metrics', timeout=5).read()
         os.killpg(launch.pid, signal.SIGINT)  # as the terminal does
         text = ''.join(lines) + launch.communicate(timeout=30)[0]
     finally:
         launch.kill()
     assert launch.returncode == 0, text
-    assert 'active: mesher' in text and 'Traceback' not in text
+    assert 'active: monitor' in text and 'Traceback' not in text
+    assert b'mesh_generation_fps' in metrics
 
 
 def test_rviz_shows_what_is_published():

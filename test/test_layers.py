@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'slam3r_ros'
-CORE = ('engines', 'evaluation', 'mapping', 'meshing', 'video')
+CORE = ('engines', 'evaluation', 'mapping', 'meshing', 'monitoring', 'video')
 MODULES = sorted(
     '.'.join(path.relative_to(PACKAGE.parent).with_suffix('').parts)
     for folder in CORE
