@@ -29,8 +29,9 @@ from typing import Any
 
 import rclpy
 from composition_interfaces.srv import ListNodes, LoadNode, UnloadNode
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException
 from rclpy.logging import get_logger
 from rclpy.node import Node
@@ -53,6 +54,7 @@ GRAPH = {
     'keyframe_selector': 'slam3r_ros::KeyframeSelector',
     'video_decoder': 'slam3r_ros::VideoDecoder',
 }
+MONITOR = {'monitor': 'slam3r_ros::Monitor'}  # beside it, when it is asked for
 
 # rclpy never ends the service get_type_description: it would outlive its node in the graph, with 100 kB.
 NO_TYPE_DESCRIPTION = Parameter('start_type_description_service', value=False)
@@ -87,7 +89,7 @@ class Container(Node):
         self.create_service(UnloadNode, '~/_container/unload_node', self._unload, callback_group=changes)
         self.create_service(ListNodes, '~/_container/list_nodes', self._list)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self.create_timer(1.0, self._publish_diagnostics)
+        self.create_timer(1.0, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def load(
         self, plugin: str, name: str = '', parameter_overrides: Sequence[Parameter] = (), **kwargs: Any
@@ -167,7 +169,7 @@ class Container(Node):
             response.unique_id = self.load(request.plugin_name, name, **node_arguments(request))
         except (ComponentError, ContainerError) as error:
             self.get_logger().error(str(error))
-            if request.plugin_name in {*GRAPH.values()} - self._loaded:  # a slip of the pen must not end a graph that runs
+            if request.plugin_name in {*GRAPH.values(), *MONITOR.values()} - self._loaded:  # a slip of the pen must not end a graph that runs
                 self._note_failure(str(error))
             response.error_message = str(error)
         if response.error_message:
@@ -199,15 +201,22 @@ class Container(Node):
             self.failed.set_result(reason)
 
     def _publish_diagnostics(self) -> None:
-        """Tell which nodes have callbacks that failed; those on a worker are told by the node itself."""
-        failed = [each for each in list(self.hosted.values()) if each.last_error]
-        if failed and self._diagnostics.get_subscription_count():
-            message = DiagnosticArray()
-            message.header.stamp = self.get_clock().now().to_msg()
-            for each in failed:
-                name = each.node.get_fully_qualified_name()
-                message.status.append(DiagnosticStatus(level=DiagnosticStatus.WARN, name=name, message=each.last_error))
-            self._diagnostics.publish(message)
+        """Tell how the container fares, and those nodes that have no line of their own."""
+        if not self._diagnostics.get_subscription_count():
+            return
+        hosted = list(self.hosted.values())
+        message = DiagnosticArray()
+        message.header.stamp = self.get_clock().now().to_msg()
+        failed = [f'{each.name}: {each.last_error}' for each in hosted if each.last_error]
+        message.status = [_line(self.get_fully_qualified_name(), '; '.join(failed), nodes=len(hosted), failed=len(failed))]
+        message.status += [_line(each.name, each.last_error) for each in hosted if not isinstance(each.node, PipelineNode)]
+        self._diagnostics.publish(message)
+
+
+def _line(name: str, error: str, **values: int) -> DiagnosticStatus:
+    level = DiagnosticStatus.WARN if error else DiagnosticStatus.OK
+    values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    return DiagnosticStatus(level=level, name=name, message=error or 'ok', values=values)
 
 
 def _end_node(spinner: Spinner) -> str:

@@ -131,8 +131,8 @@ def run(arguments: argparse.Namespace, staging: Path, frames: int | None, start:
             observer = Observer(graph, recorder, geometry=arguments.intrinsics is not None)
             parameters = {
                 'video_decoder': {'input': arguments.video, 'stamp_offset': 0.0},
-                'slam3r': {'engine': arguments.engine},
-                'mesher': {'mesh_rate': 1.0},  # keeps the bag small
+                'slam3r': {'engine': arguments.engine, 'map_folder': str(staging.resolve())},
+                'mesher': {'mesh_rate': 1.0, 'map_folder': str(staging.resolve())},  # the rate keeps the bag small
             }
             for name in GRAPH:
                 graph.load(name, parameters.get(name, {}))

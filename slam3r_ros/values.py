@@ -46,7 +46,7 @@ class Intrinsics(NamedTuple):
 class Frame:
     """One undistorted colour image of the stream, and the selector's advice about it."""
 
-    id: int  # counts the frames of the source from 0, dropped ones included
+    id: int  # counts from 0 with each new stream, dropped frames included
     stamp: int  # nanoseconds
     image: np.ndarray  # (H, W, 3) uint8 RGB
     intrinsics: Intrinsics | None = None  # when the source knows them

@@ -72,6 +72,7 @@ class StubEngine(SingleMap):
 
     name, device, model_license = 'stub', 'cpu', ''
     depth_skipped = 0
+    degraded = ''
 
     def __init__(self, fail_at=None, finish=None):
         self._finish, self.lossless = finish, None
@@ -79,9 +80,9 @@ class StubEngine(SingleMap):
         self.frames, self.closed, self.finished = [], False, 0
         self._poses, self.map_id, self._fail_at, self._waiting = [], 0, fail_at, None
 
-    def made(self, name, checkpoints, map_id=0, lossless=True):
+    def made(self, name, checkpoints, map_id=0, lossless=True, max_keyframes=400, precision='auto'):
         """Stand in for create_engine."""
-        self.map_id, self.lossless = map_id, lossless
+        self.map_id, self.lossless, self.precision = map_id, lossless, precision
         return self
 
     def process(self, frame):

@@ -24,7 +24,7 @@ from std_msgs.msg import Empty
 
 from slam3r_ros import container as container_module
 from slam3r_ros.components import ComponentError, component_class, components
-from slam3r_ros.container import GRAPH, Container, ContainerError
+from slam3r_ros.container import GRAPH, MONITOR, Container, ContainerError
 from slam3r_ros.graph import run_graph
 from slam3r_ros.nodes import playback, slam3r
 from slam3r_ros.transport.bus import create_subscription
@@ -135,7 +135,7 @@ def quick_collection():
 def stubs(monkeypatch):
     engine, sources = StubEngine(), []
     monkeypatch.setattr(slam3r, 'create_engine', engine.made)
-    monkeypatch.setattr(playback, 'open_source', lambda uri, offset, topic: sources.append(StubSource()) or sources[-1])
+    monkeypatch.setattr(playback, 'open_source', lambda *_: sources.append(StubSource()) or sources[-1])
     return engine, sources
 
 
@@ -233,9 +233,12 @@ def test_a_callback_that_raises_is_told_in_the_diagnostics_and_goes_on(ros, cont
     wait_until(talker.get_subscription_count)
     for _ in range(6):  # more often than the node has threads
         talker.publish(Empty())
-    wait_until(lambda: clumsy.count == 6 and seen)
-    (status,) = seen[-1].status
+    wait_until(lambda: clumsy.count == 6)
+    seen.clear()
+    wait_until(lambda: seen)
+    own, status = seen[-1].status
     assert (status.name, status.message, status.level) == ('/clumsy', "KeyError: 'butter'", DiagnosticStatus.WARN)
+    assert (own.name, own.message, own.level) == ('/slam3r_container', "/clumsy: KeyError: 'butter'", DiagnosticStatus.WARN)
     assert "KeyError: 'butter'" in capfd.readouterr().err
 
 
@@ -262,7 +265,7 @@ def test_nothing_is_left_of_what_was_unloaded(container, plugin, quick_collectio
 
 def test_every_component_of_the_package_resolves():
     names = {name: place for name, place in components().items() if name.startswith('slam3r_ros::')}
-    assert set(names) == set(GRAPH.values())
+    assert set(names) == {*GRAPH.values(), *MONITOR.values()}
     for name in names:
         assert component_class(name).__name__ == name.rpartition('::')[2]
     with pytest.raises(ComponentError):
@@ -313,7 +316,7 @@ def test_run_graph_hands_the_very_frames_to_the_engine(stubs, monkeypatch):
     engine, _ = stubs
     monkeypatch.setenv('ROS_DOMAIN_ID', str(next_domain()))
     frames = list(images())
-    monkeypatch.setattr(playback, 'open_source', lambda uri, offset, topic: StubSource(frames))
+    monkeypatch.setattr(playback, 'open_source', lambda *_: StubSource(frames))
     run_graph({'video_decoder': {'input': 'video.mp4'}})
     assert all(a.image is b.image for a, b in zip(engine.frames, frames, strict=True))
 

@@ -356,7 +356,7 @@ def test_get_mesh_gives_everything(bench):
 
 
 def test_save_map_writes_both_meshes(bench, tmp_path, monkeypatch):
-    b = bench()
+    b = bench(map_folder=str(tmp_path))
     answer = b.ros.call(b.outside, SaveMap, '/mesher/save_map', SaveMap.Request(path=str(tmp_path)))
     assert not answer.success and 'the mesh is empty' in answer.message
     b.feed()
@@ -372,7 +372,7 @@ def test_save_map_writes_both_meshes(bench, tmp_path, monkeypatch):
 
 
 def test_save_map_smooths_and_simplifies_what_is_asked_for(bench, tmp_path, monkeypatch):
-    b = bench(save_max_triangles=100)
+    b = bench(save_max_triangles=100, map_folder=str(tmp_path))
     b.feed()
     asked = []
     monkeypatch.setattr(mesher, 'smooth', lambda *mesh: asked.append(mesh[3]) or mesh[:3])
@@ -389,7 +389,7 @@ def test_save_map_smooths_and_simplifies_what_is_asked_for(bench, tmp_path, monk
 
 
 def test_keyframes_go_on_while_a_mesh_is_saved(bench, tmp_path, monkeypatch):
-    b = bench()
+    b = bench(map_folder=str(tmp_path))
     b.feed([0])
     began, go_on = threading.Event(), threading.Event()
 
@@ -405,6 +405,7 @@ def test_keyframes_go_on_while_a_mesh_is_saved(bench, tmp_path, monkeypatch):
     before = b.node.diagnostics()['blocks']
     b.feed([30], shift=0.5)
     assert b.node.diagnostics()['blocks'] > before and not future.done()
+    assert b.ros.call(b.outside, GetMesh, '/mesher/get_mesh').success and not future.done()
     go_on.set()
     wait_until(future.done)
     assert future.result().success

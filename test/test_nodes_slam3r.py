@@ -173,7 +173,7 @@ def test_nothing_is_made_for_topics_without_a_subscriber(bench, monkeypatch):
         raise AssertionError('nobody asked')
 
     b = bench()
-    for name in ('to_tf', 'to_odometry', 'to_path', 'cloud_to_cdr', 'keyframe_points'):
+    for name in ('to_tf', 'to_odometry', 'path_to_cdr', 'cloud_to_cdr', 'keyframe_points'):
         monkeypatch.setattr(outputs, name, unwanted)
     b.feed(images())
     assert b.node.last_error == ''
@@ -207,7 +207,7 @@ def test_reset_begins_another_map(bench):
 
 
 def test_save_map_writes_what_came_before_the_call(bench, tmp_path):
-    b = bench()
+    b = bench(map_folder=str(tmp_path))
     for frame in images():
         b.frames.publish(frame)
     answer = b.ros.call(b.outside, SaveMap, '/slam3r/save_map', SaveMap.Request(path=str(tmp_path / 'new')))
@@ -235,7 +235,7 @@ def test_save_map_writes_what_came_before_the_call(bench, tmp_path):
     ],
 )
 def test_a_bad_request_to_save_is_answered_clearly(bench, fields, message):
-    b = bench()
+    b = bench(map_folder='/')
     b.feed(images(5))
     answer = b.ros.call(b.outside, SaveMap, '/slam3r/save_map', SaveMap.Request(**fields))
     assert not answer.success and message in answer.message
@@ -424,6 +424,10 @@ def test_a_node_started_later_begins_with_a_higher_map(bench, monkeypatch):
 @pytest.mark.parametrize('lossless', [True, False])
 def test_the_engine_is_told_whether_keyframes_wait_for_their_depth(bench, lossless):
     assert bench(lossless=lossless).engine.lossless is lossless
+
+
+def test_the_engine_is_told_the_precision(bench):
+    assert bench(precision='int8').engine.precision == 'int8'
 
 
 @pytest.mark.parametrize('error', [RuntimeError, EngineError])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nav_msgs.msg import Path as PathMessage
 from rclpy.serialization import deserialize_message, serialize_message
 from ros_helpers import Ros, next_domain, wait_until
 from scipy.spatial.transform import Rotation
@@ -19,7 +20,15 @@ from slam3r_ros.meshing.draco import CompressedMesh
 from slam3r_ros.transport import interop
 from slam3r_ros.transport.clouds import from_cloud, to_cloud
 from slam3r_ros.transport.messages import adapter_of
-from slam3r_ros.transport.poses import from_pose, pose_from_odometry, to_odometry, to_path, to_pose, to_tf
+from slam3r_ros.transport.poses import (
+    from_pose,
+    path_to_cdr,
+    pose_from_odometry,
+    position_and_quaternion,
+    to_odometry,
+    to_pose,
+    to_tf,
+)
 from slam3r_ros.transport.stamps import from_stamp, to_stamp
 from slam3r_ros.values import Frame, Intrinsics, Keyframe, MeshBlock, MeshUpdate, Pose, SlamStatus, State
 
@@ -226,9 +235,20 @@ def test_poses_take_every_form():
     pose = pose_from_odometry(odometry)
     np.testing.assert_allclose(pose.T_map_camera, T @ T_MAP_OPTICAL, atol=1e-12)
     assert (pose.id, pose.stamp) == (-1, STAMP)
-    path = to_path([(1, np.eye(4)), (STAMP, T)], 'map')
-    assert len(path.poses) == 2 and from_stamp(path.header.stamp) == STAMP
-    assert not to_path([], 'map').poses
+
+
+@pytest.mark.parametrize('frame_id', ['', 'm', 'map', 'a_map', 'robot/map'])
+@pytest.mark.parametrize('count', [0, 1, 2, 5])
+def test_path_is_serialised_as_ros_does(frame_id, count):
+    stamps = [STAMP + i for i in range(count)]
+    poses = np.array([position_and_quaternion(T) + i for i in range(count)])
+    path = deserialize_message(path_to_cdr(stamps, poses, frame_id), PathMessage)
+    assert path.header.frame_id == frame_id and from_stamp(path.header.stamp) == (stamps[-1] if count else 0)
+    assert [from_stamp(each.header.stamp) for each in path.poses] == stamps
+    assert {each.header.frame_id for each in path.poses} <= {frame_id}
+    for i, each in enumerate(path.poses):
+        p, q = each.pose.position, each.pose.orientation
+        np.testing.assert_array_equal([p.x, p.y, p.z, q.x, q.y, q.z, q.w], poses[i])
 
 
 def test_stamps_keep_every_nanosecond():

@@ -174,6 +174,53 @@ def test_calls_that_wait_fail_when_the_worker_closes(make_worker):
         worker.call(lambda: None)
 
 
+def test_a_call_has_patience(make_worker):
+    worker, ran = make_worker(), []
+    gate = block(worker)
+    with pytest.raises(WorkerError, match='busy for more than 0 s'):
+        worker.call(ran.append, 1, patience=0.2)
+    threading.Timer(0.2, worker.stop).start()
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match='shutting down'):
+        worker.call(ran.append, 2, patience=20.0)
+    assert time.monotonic() - start < 5
+    gate.set()
+    worker.close()
+    assert not ran
+
+
+def test_a_call_that_has_begun_is_waited_for(make_worker):
+    assert make_worker().call(lambda: time.sleep(0.3) or 7, patience=0.1) == 7
+
+
+@pytest.mark.parametrize('hold', [True, False])
+def test_paused_amid_waiting_a_callback_stays_there_or_ends(make_worker, hold):
+    reader, writer, done = make_worker(), make_worker(), []
+    gate, full = block(reader), reader.inbox(lambda value: None, 1, lossless=True)
+    full.put(0)
+    writer.inbox(lambda value: done.append(full.put(value)), 2).put(1)
+    later = writer.inbox(lambda value: done.append(value), 2)
+    always = writer.inbox(lambda value: done.append(value), 2, always=True)
+    later.put('later')
+    always.put('always')
+    deadline = time.monotonic() + 5
+    while not writer._waits:
+        assert time.monotonic() < deadline
+    assert writer.pause(5.0, hold=hold)
+    gate.set()
+    reader.call(lambda: None)
+    if hold:
+        with pytest.raises(WorkerError, match='deactivated while others did not take'):
+            writer.call(lambda: None, patience=20.0)
+        assert not done
+    else:
+        writer.call(lambda: None)
+        assert done == [True, 'always']
+    writer.resume()
+    writer.call(lambda: None)
+    assert sorted(map(str, done)) == ['True', 'always', 'later']
+
+
 def test_timers_come_between_values(make_worker):
     worker, ticks = make_worker(), []
     worker.every(0.02, lambda: ticks.append(time.monotonic()))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the nodes of the pipeline have in common: parameters, one worker, diagnostics, services, an orderly end."""
 
+import math
 import signal
 import sys
 import time
@@ -10,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import JumpThreshold, TimeJump
+from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
@@ -21,9 +23,13 @@ from rclpy.task import Future
 from slam3r_ros.engines.protocol import EngineError
 from slam3r_ros.nodes.managed import ManagedNode
 from slam3r_ros.nodes.parameters import ParameterError, declare
+from slam3r_ros.nodes.pulse import Pulse
 from slam3r_ros.transport.executor import PoolExecutor
+from slam3r_ros.transport.worker import WorkerError
+from slam3r_ros.video.stamps import JUMP
 
 _FAREWELL = 0.5  # seconds
+_PATIENCE = 10.0  # seconds that a service waits for its turn
 
 
 class PipelineNode(ManagedNode):
@@ -52,9 +58,11 @@ class PipelineNode(ManagedNode):
         """
         super().__init__(self.NAME, **kwargs)
         self.failure, self.failed = '', Future()
-        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._pulse = Pulse(self)
         self._service_group = MutuallyExclusiveCallbackGroup()  # a service may wait for the worker: not the default group
+        self._long_group = MutuallyExclusiveCallbackGroup()  # what takes long must not hold up the others
         self._control_group = MutuallyExclusiveCallbackGroup()  # what must be answered while the worker itself waits
+        self.offer_services()
         try:
             self.parameters = declare(self, self.NAME)
         except ParameterError:
@@ -63,17 +71,37 @@ class PipelineNode(ManagedNode):
         if self.parameters.autostart:
             self.start()
 
+    def offer_services(self) -> None:
+        """Call `serve` for each; they are there, and answered, in every state."""
+
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Let the subclass make what it works with, and tell /diagnostics how it fares."""
+        """Let the subclass make what it works with."""
         self.failure = ''
         result = super().on_configure(state)
         if result == TransitionCallbackReturn.SUCCESS:
-            self.worker.every(1.0, self.publish_diagnostics, always=True)
+            self._pulse.look()  # before there is work, so that all values are there from the start
         return result
 
+    def destroy_node(self) -> None:
+        """Wait for the callbacks that run, then leave the graph."""
+        self._pulse.end()
+        super().destroy_node()
+
+    def _clean_up(self) -> None:
+        with self._pulse.stopped():
+            super()._clean_up()
+
     def diagnostics(self) -> dict[str, Any]:
-        """Return what /diagnostics shall say about this node."""
+        """Return what /diagnostics shall say about this node; the keys stay the same, numbers are monitored."""
         return {}
+
+    def beat(self) -> None:
+        """Do more once a second while configured, on a thread of the executor: the worker may be busy."""
+
+    @property
+    def concern(self) -> str:
+        """What is not as it should be, though the node goes on with its work; empty when nothing is."""
+        return ''
 
     @property
     def trouble(self) -> str:
@@ -100,17 +128,25 @@ class PipelineNode(ManagedNode):
 
     def publish_diagnostics(self) -> None:
         """Tell /diagnostics how the node fares, when somebody listens."""
-        if not self._diagnostics.get_subscription_count():
-            return
-        level = DiagnosticStatus.OK
-        if self.last_error:
-            level = DiagnosticStatus.ERROR if self.trouble else DiagnosticStatus.WARN
-        status = DiagnosticStatus(level=level, name=self.get_fully_qualified_name(), message=self.last_error or 'ok')
-        values = {'lifecycle': 'active' if self.active else 'inactive'} | self.diagnostics()
-        status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
-        message = DiagnosticArray(status=[status])
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(message)
+        self._pulse.publish()
+
+    def follow_time(self, callback: Callable[[int, int], None]) -> None:
+        """Call a function on the worker whenever the clock goes back by more than `JUMP`: simulated time may.
+
+        To be called in `configure`; ends at `cleanup`.
+
+        Args:
+            callback: Takes the time before and after, nanoseconds.
+        """
+        clock = self.get_clock()
+        jumps = self.worker.inbox(lambda times: callback(*times), depth=math.inf, always=True)
+
+        def note(jump: TimeJump) -> None:  # on a thread of the executor
+            after = clock.now().nanoseconds
+            jumps.put((after - jump.delta.nanoseconds, after))
+
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-JUMP), on_clock_change=False)
+        self.closing.callback(clock.create_jump_callback(threshold, post_callback=note).unregister)
 
     def serve(
         self,
@@ -118,8 +154,9 @@ class PipelineNode(ManagedNode):
         name: str,
         handler: Callable[[Any], dict[str, Any] | Callable[[], dict[str, Any]]],
         at_once: bool = False,
+        long: bool = False,
     ) -> None:
-        """Answer a service on the worker, behind everything that came before.
+        """Answer a service on the worker, behind everything that came before; soon with failure, if that takes long.
 
         Args:
             service_type: With `success` and `message` in its response.
@@ -128,11 +165,15 @@ class PipelineNode(ManagedNode):
                 what takes long, a function that returns them and leaves the worker free.  What either raises is answered
                 as failure.
             at_once: Answer whatever the worker does, on a thread of the executor.
+            long: The handler returns such a function: services like this one are answered one after the other, the rest
+                meanwhile.
         """
 
         def answer(request: Any, response: Any) -> Any:
             try:
-                fields = handler(request) if at_once else self.worker.call(handler, request)
+                if not self.configured:
+                    raise WorkerError('the node is not configured; configure it first')
+                fields = handler(request) if at_once else self.worker.call(handler, request, patience=_PATIENCE)
                 fields = {'success': True} | (fields() if callable(fields) else fields)
             except (OSError, ValueError, RuntimeError) as error:
                 fields = {'success': False, 'message': str(error)}
@@ -143,7 +184,7 @@ class PipelineNode(ManagedNode):
                 setattr(response, field, value)
             return response
 
-        group = self._control_group if at_once else self._service_group
+        group = self._control_group if at_once else self._long_group if long else self._service_group
         self.create_service(service_type, name, answer, callback_group=group)
 
 
@@ -211,7 +252,7 @@ def run(node_class: type[PipelineNode], arguments: Sequence[str] | None = None) 
     node = None
     try:
         node = node_class()
-        executor = PoolExecutor(4)  # a service may block one, its worker wait for another
+        executor = PoolExecutor(5)  # as in a container: services may block some, their worker wait for another
         executor.add_node(node)
         executor.spin_until_future_complete(node.failed)
         return int(node.failed.done())

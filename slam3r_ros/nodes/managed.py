@@ -23,12 +23,13 @@ _PATIENCE = 30.0  # seconds that a callback may go on when the node is deactivat
 class ManagedNode(LifecycleNode):
     """A managed node whose callbacks all run on its one worker.
 
-    A subclass makes in `configure` what it works with: publishers, subscriptions, services, an engine.  All that, and
-    every attribute set there, is gone after `cleanup`.  While the node is inactive its worker is paused: input waits
-    or is dropped, as the subscription says; services are answered, unless the worker was caught waiting for others:
-    then they wait too; nothing else runs.
+    A subclass makes in `configure` what it works with: publishers, subscriptions, an engine.  All that, and every
+    attribute set there, is gone after `cleanup`.  While the node is inactive its worker is paused: input waits or is
+    dropped, as the subscription says; calls are served, unless the worker was caught waiting for others; nothing else
+    runs.
 
     Attributes:
+        configured: Whether what the node works with is there.
         active: Whether the node is at work.
         closing: What else is to be closed at `cleanup`.
         worker: Runs every callback of this node; there from `configure` to `cleanup`.
@@ -42,7 +43,7 @@ class ManagedNode(LifecycleNode):
             kwargs: For rclpy's Node.
         """
         super().__init__(name, **kwargs)
-        self.active, self.closing = False, ExitStack()
+        self.configured, self.active, self.closing = False, False, ExitStack()
         self._error: Exception | None = None  # why the last transition failed
         self._before: tuple[set, set] | None = None  # attributes and entities before `configure`
         self._change_state = self._service_change_state.callback
@@ -122,6 +123,7 @@ class ManagedNode(LifecycleNode):
         except BaseException:
             self._clean_up()
             raise
+        self.configured = True
 
     def _activate(self) -> None:
         self.activate()
@@ -134,7 +136,7 @@ class ManagedNode(LifecycleNode):
         self.active = False
 
     def _clean_up(self) -> None:
-        self.active = False
+        self.configured = self.active = False
         close_node(self)
         if self._before is not None:
             attributes, entities = self._before
@@ -180,3 +182,18 @@ def give_back_gpu_memory() -> None:
         torch.cuda.empty_cache()
     if 'slam3r_ros.meshing.kernels_gpu' in sys.modules:  # else CuPy may be there without a driver
         sys.modules['cupy'].get_default_memory_pool().free_all_blocks()
+
+
+def torch_gpu_memory() -> int:
+    """Return the bytes of GPU memory that torch holds in this process; 0 where it has not begun to use one."""
+    torch = sys.modules.get('torch')
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return sum(map(torch.cuda.memory_reserved, range(torch.cuda.device_count())))
+
+
+def cupy_gpu_memory() -> int:
+    """Return the bytes of GPU memory that CuPy holds in this process; 0 where it has not begun to use one."""
+    if 'slam3r_ros.meshing.kernels_gpu' not in sys.modules:
+        return 0
+    return sys.modules['cupy'].get_default_memory_pool().total_bytes()

@@ -22,6 +22,7 @@ from slam3r_ros.meshing.pace import Pace
 from slam3r_ros.meshing.poisson import smooth
 from slam3r_ros.meshing.stream import DracoStream
 from slam3r_ros.nodes.base import Newcomers, PipelineNode, run
+from slam3r_ros.nodes.managed import cupy_gpu_memory
 from slam3r_ros.nodes.parameters import ParameterError
 from slam3r_ros.nodes.saving import SaveError, files_to_write
 from slam3r_ros.srv import GetMesh, SaveMap
@@ -38,6 +39,12 @@ class Mesher(PipelineNode):
     """Publishes `mesh`, the same compressed as `mesh/draco` and, for RViz, as `mesh_markers`."""
 
     NAME = 'mesher'
+
+    def offer_services(self) -> None:
+        """Offer what can be asked of the mesh."""
+        self.serve(Trigger, '~/reset', self._reset)
+        self.serve(SaveMap, '~/save_map', self._save, long=True)
+        self.serve(GetMesh, '~/get_mesh', self._get)
 
     def configure(self) -> None:
         """Wait for keyframes.
@@ -59,9 +66,6 @@ class Mesher(PipelineNode):
         self._stream: DracoStream | None = None
         self._chunks: DisplayChunks | None = None
         self._mesh_readers, self._draco_readers, self._marker_readers = Newcomers(), Newcomers(), Newcomers()
-        self.serve(Trigger, '~/reset', self._reset)
-        self.serve(SaveMap, '~/save_map', self._save)
-        self.serve(GetMesh, '~/get_mesh', self._get)
         self.worker.every(1.0 / p.mesh_rate, self._publish)
         create_subscription(self, SlamStatus, 'status', self._follow, depth=10)
         create_subscription(self, Keyframe, 'keyframes', self._integrate, _QUEUE, lossless=True)
@@ -73,6 +77,7 @@ class Mesher(PipelineNode):
             'compression_ratio': round(ratio, 1),
             'camera_speed': round(self._pace.speed, 3),
             'device': self._mesher.device,
+            'gpu_memory [bytes]': cupy_gpu_memory(),
         }
 
     def _make_mesher(self) -> BlockMesher:
@@ -166,7 +171,7 @@ class Mesher(PipelineNode):
             mesh = remove_small_components(*weld(*soup), _SPECK)
             if not len(mesh[2]):
                 raise SaveError('the mesh is empty but for specks, nothing was written; map something first')
-            paths = files_to_write(request, ('mesh.ply', 'mesh.glb'))
+            paths = files_to_write(request, ('mesh.ply', 'mesh.glb'), self.parameters.map_folder)
             if request.method == 'poisson':
                 mesh = smooth(*mesh, voxel_size)
             if self.parameters.save_max_triangles:

@@ -16,7 +16,7 @@ from slam3r_ros.mapping.frames import invert, rigid
 from slam3r_ros.nodes.base import OnDemand
 from slam3r_ros.transport.clouds import cloud_to_cdr
 from slam3r_ros.transport.interop import euler_matrix
-from slam3r_ros.transport.poses import to_odometry, to_path, to_tf
+from slam3r_ros.transport.poses import path_to_cdr, position_and_quaternion, to_odometry, to_tf
 from slam3r_ros.values import Keyframe, Pose
 
 _PATH_POSES = 5000
@@ -33,7 +33,7 @@ class PoseOutput:
         self._static_tf = node.create_publisher(TFMessage, '/tf_static', _LATCHED)
         self._odometry = OnDemand(node.create_publisher(Odometry, 'odometry', 100))
         self._path = OnDemand(node.create_publisher(Path, 'path', _LATCHED))
-        self._stations: dict[int, tuple[int, np.ndarray]] = {}  # keyframe id: nanoseconds, T_map_base
+        self._stations: dict[int, tuple[int, np.ndarray]] = {}  # keyframe id: nanoseconds, (7,) T_map_base
         T_base_camera = rigid(euler_matrix(*parameters.base_to_camera[3:]), np.array(parameters.base_to_camera[:3]))
         self._T_camera_base = invert(T_base_camera)
 
@@ -61,7 +61,8 @@ class PoseOutput:
         """Put a keyframe on the path, or move it there."""
         newest = next(reversed(self._stations), -1)
         if keyframe.id in self._stations or keyframe.id > newest:  # else it was thinned out
-            self._stations[keyframe.id] = (keyframe.pose.stamp, keyframe.pose.T_map_camera @ self._T_camera_base)
+            T_map_base = keyframe.pose.T_map_camera @ self._T_camera_base
+            self._stations[keyframe.id] = keyframe.pose.stamp, position_and_quaternion(T_map_base)
             self._path.changed = True
         if len(self._stations) > _PATH_POSES:
             for each in list(self._stations)[1::2]:
@@ -69,7 +70,11 @@ class PoseOutput:
 
     def publish_path(self) -> None:
         """Publish the path if that is called for; to be called at 1 Hz at most."""
-        self._path.publish_latched(lambda: to_path(self._stations.values(), self._parameters.map_frame))
+        self._path.publish_latched(self._serialise_path)
+
+    def _serialise_path(self) -> bytes:
+        stamps, poses = zip(*self._stations.values(), strict=True) if self._stations else ((), ())
+        return path_to_cdr(stamps, np.array(poses), self._parameters.map_frame)
 
     def clear(self) -> None:
         """Begin a new path."""
@@ -107,4 +112,5 @@ class CloudOutput:
     def clear(self) -> None:
         """Begin a new map."""
         self.map.clear()
+        self._newest = 0
         self._map_cloud.changed = True

@@ -99,7 +99,13 @@ INPUT = Parameter(
 BAG_TOPIC = Parameter('bag_topic', '', 'Image topic of a bag; chosen by itself when empty.')
 REALTIME = Parameter('realtime', False, 'Play a file at its own pace and drop what comes too late.')
 STAMP_OFFSET = Parameter(
-    'stamp_offset', -1.0, "Stamp of a file's first frame, seconds. -1: the clock at the start.", (-1.0, 1e10)
+    'stamp_offset', -1.0, "Stamp of a file's first frame, seconds. -1: the clock at the start.", (-1.0, 2e9)
+)
+FPS = Parameter('fps', 30.0, 'Frames a second of an image folder whose names are no times.', (0.001, 1000.0))
+HARDWARE = Parameter(
+    'hardware',
+    '',
+    'Device type of FFmpeg that decodes video if it can: cuda, vaapi, qsv ... Empty, or where there is none: software.',
 )
 INPUT_QOS = Parameter(
     'input_qos', 'sensor_data', 'Reliability asked of the image topic.', choices=('sensor_data', 'reliable')
@@ -121,11 +127,17 @@ ENGINE = Parameter(
 CHECKPOINTS_DIR = Parameter(
     'checkpoints_dir', '', 'Folder of the SLAM3R checkpoints.', environment='SLAM3R_CHECKPOINTS_DIR'
 )
+PRECISION = Parameter(
+    'precision',
+    'auto',
+    'Numbers of the SLAM3R networks. `auto`: float16 on a GPU, bfloat16 on a CPU that has AVX512_BF16, else float32.',
+    choices=('auto', 'float32', 'bfloat16', 'float16', 'int8'),
+)
 LOSSLESS = Parameter(
     'lossless',
     True,
-    'Keyframes wait for their depth. False, as the launch file sets it for image topics: tracking goes first, and '
-    'keyframes that come too fast get no depth.',
+    'Frames wait for the engine, and keyframes for their depth. False, as the launch file sets it for what is live: the '
+    'newest frames are taken, and keyframes that come too fast get no depth.',
 )
 PUBLISH_MAP_ODOM = Parameter('publish_map_odom', True, 'Send the edge map -> odom on TF.')
 PUBLISH_ODOM_BASE = Parameter('publish_odom_base', True, 'Send the edge odom -> base_link on TF.')
@@ -143,6 +155,12 @@ MAX_POINTCLOUD_SIZE = Parameter(
     environment='SLAM3R_MAX_POINTCLOUD_SIZE',
 )
 CLOUD_STRIDE = Parameter('cloud_stride', 2, 'The clouds take every so many rows and columns of a keyframe.', (1, 16))
+MAX_KEYFRAMES = Parameter(
+    'max_keyframes',
+    400,
+    'Keyframes in memory, 0.3 MB each; beyond that, every other of the older half is forgotten (engine `geometric`).',
+    (50, 100_000),
+)
 QUEUE_DEPTH = Parameter('queue_depth', 2, 'Frames that may wait for this node.', (1, 1000))
 
 VOXEL_SIZE_RELATIVE = Parameter(
@@ -174,17 +192,43 @@ SAVE_MAX_TRIANGLES = Parameter(
     'save_max_triangles', 0, 'Triangles of a saved mesh, about; flat places lose theirs first. 0: all.', (0, 100_000_000)
 )
 
+MAP_FOLDER = Parameter(
+    'map_folder',
+    '~/slam3r_maps',
+    'Folder below which `save_map` writes, and nowhere else; relative paths begin there.',
+    environment='SLAM3R_MAP_FOLDER',
+)
+
+METRICS_PORT = Parameter('metrics_port', 9100, 'Of `/metrics` and `/health`. 0: any that is free.', (0, 65535))
+METRICS_ADDRESS = Parameter(
+    'metrics_address', '127.0.0.1', 'To listen at; `0.0.0.0` lets everybody in, and nothing is encrypted.'
+)
+
 GROUPS: dict[str, tuple[Parameter, ...]] = {
-    'video_decoder': (AUTOSTART, INPUT, BAG_TOPIC, REALTIME, STAMP_OFFSET, INPUT_QOS, RECTIFIED, CAMERA_FRAME),
+    'video_decoder': (
+        AUTOSTART,
+        INPUT,
+        BAG_TOPIC,
+        REALTIME,
+        STAMP_OFFSET,
+        FPS,
+        HARDWARE,
+        INPUT_QOS,
+        RECTIFIED,
+        CAMERA_FRAME,
+    ),
     'keyframe_selector': (AUTOSTART, KEYFRAME_STRIDE, QUEUE_DEPTH, CAMERA_FRAME),
     'slam3r': (
         AUTOSTART,
         ENGINE,
         CHECKPOINTS_DIR,
+        PRECISION,
         LOSSLESS,
+        MAX_KEYFRAMES,
         MAX_POINTCLOUD_SIZE,
         CLOUD_STRIDE,
         QUEUE_DEPTH,
+        MAP_FOLDER,
         MAP_FRAME,
         ODOM_FRAME,
         BASE_FRAME,
@@ -206,8 +250,10 @@ GROUPS: dict[str, tuple[Parameter, ...]] = {
         MESH_FAST_MOTION,
         MESH_BANDWIDTH,
         SAVE_MAX_TRIANGLES,
+        MAP_FOLDER,
         MAP_FRAME,
     ),
+    'monitor': (AUTOSTART, METRICS_PORT, METRICS_ADDRESS),
 }  # by node
 
 

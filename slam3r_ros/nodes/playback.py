@@ -2,17 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files, bags, cameras and streams as input of the decoder."""
 
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from slam3r_ros.nodes.base import PipelineNode
 from slam3r_ros.nodes.frames import FrameOutput
 from slam3r_ros.values import Frame
 from slam3r_ros.video.live import LiveSource
 from slam3r_ros.video.picture import VideoError, printable
-from slam3r_ros.video.source import Source, open_source
+from slam3r_ros.video.source import Source, is_bag, is_live, open_source
+from slam3r_ros.video.stamps import JUMP
 
-_TURN = 0.2  # seconds to wait for a live frame before others have their turn
+_TURN = 0.2  # seconds to wait for a live frame, or for the clock, before others have their turn
+_DRIFT = 200_000_000  # nanoseconds that the stamps of what is live may differ from the clock: it may tick in steps
 
 
 class Playback:
@@ -28,7 +32,8 @@ class Playback:
         self._node, self._output = node, output
         self._source: Source | None = None
         self._frames: Iterator[Frame] = iter(())
-        self._start: float | None = None  # time.monotonic() at stamp 0
+        self._start, self._stamp = 0, -math.inf  # nanoseconds: time.monotonic_ns() at stamp 0, and the last frame's stamp
+        self._lead = math.inf  # of the node's clock, nanoseconds before that of a live source
         self._steps = node.worker.inbox(self._step, depth=1)
 
     def start(self) -> None:
@@ -37,8 +42,18 @@ class Playback:
 
     @property
     def dropped(self) -> int:
-        """Frames that came too late for their own pace, or of which newer ones came before anybody took them."""
+        """Frames that came too late for their own pace or too early for a clock, or that newer ones have replaced."""
         return self._late + (self._source.dropped if isinstance(self._source, LiveSource) else 0)
+
+    @property
+    def waiting(self) -> int:
+        """Frames of a camera or a stream that wait to be handed on."""
+        return self._source.waiting if isinstance(self._source, LiveSource) else 0
+
+    @property
+    def reconnects(self) -> int:
+        """How often a camera or a stream broke off, or did not answer."""
+        return self._source.breaks if isinstance(self._source, LiveSource) else 0
 
     @property
     def error(self) -> str:
@@ -71,10 +86,7 @@ class Playback:
         if frame is None:
             return
         self.received += 1
-        if self._is_due(frame):
-            self._output.publish(frame)
-        else:
-            self._late += 1
+        self._output.publish(frame, self._is_due)
         if frame.last:
             node.get_logger().info(f'{node.parameters.input}: end after {frame.id + 1} frames')
         else:
@@ -83,24 +95,38 @@ class Playback:
     def _read_live(self) -> None:
         if (frame := self._source.read(_TURN)) is not None:
             self.received += 1
-            self._output.publish(frame)
+            if now := self._output.now():
+                lead = now - self._source.now
+                if abs(lead - self._lead) > _DRIFT:  # simulated time runs at a pace of its own, and may go back
+                    self._lead = lead
+                self._output.publish(replace(frame, stamp=frame.stamp + self._lead))
+            else:
+                self._late += 1
         self._steps.put(None)
 
     def _open(self) -> bool:
-        node, p = self._node, self._node.parameters
-        now = node.get_clock().now().nanoseconds
-        offset = now if p.stamp_offset < 0 else round(p.stamp_offset * 1e9)
-        self._source = open_source(p.input, offset, p.bag_topic)
+        p, offset = self._node.parameters, 0
+        if p.stamp_offset >= 0:
+            offset = round(p.stamp_offset * 1e9)
+        elif not (is_live(p.input) or is_bag(p.input) or (offset := self._output.now())):
+            time.sleep(_TURN)
+            self._steps.put(None)
+            return False
+        self._source = open_source(p.input, offset, p.bag_topic, p.fps, p.hardware)
         self._frames = iter(self._source)
         return self._output.wait_for_reader()
 
     def _is_due(self, frame: Frame) -> bool:
-        """At its own pace, wait until the frame's time has come; False when it is too late."""
+        """At its own pace, wait until the frame's time has come; False, and counted, when it is too late."""
         if not self._node.parameters.realtime:
             return True
-        if self._start is None:
-            self._start = time.monotonic() - frame.stamp * 1e-9
-        lateness = time.monotonic() - self._start - frame.stamp * 1e-9
+        period = 1e9 / self._source.fps
+        if abs(frame.stamp - self._stamp) > max(JUMP, 2 * period):  # a pause in the recording: not repeated here
+            self._start = time.monotonic_ns() - frame.stamp
+        self._stamp = frame.stamp
+        lateness = time.monotonic_ns() - self._start - frame.stamp
         if lateness < 0:
-            time.sleep(-lateness)
-        return lateness < 1.0 / self._source.fps or frame.last
+            time.sleep(-lateness * 1e-9)
+        in_time = lateness < period or frame.last
+        self._late += not in_time
+        return in_time

@@ -4,7 +4,10 @@
 
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +18,33 @@ from slam3r_ros.engines.protocol import EngineError, EngineOutput
 from slam3r_ros.mapping.trajectory import write_tum
 from slam3r_ros.meshing.export import write_cloud
 from slam3r_ros.nodes.base import PipelineNode, run
+from slam3r_ros.nodes.managed import torch_gpu_memory
 from slam3r_ros.nodes.outputs import CloudOutput, PoseOutput
-from slam3r_ros.nodes.saving import SaveError, files_to_write
+from slam3r_ros.nodes.saving import SaveError, files_to_write, in_map_folder
 from slam3r_ros.srv import LoadMap, SaveMap, SetScale
 from slam3r_ros.transport.bus import create_publisher, create_subscription
 from slam3r_ros.values import Frame, Keyframe, SlamStatus, State
 
 _MAP = 'map.npz'  # in the folder of save_map: what load_map reads
 _PATIENCE = 30.0  # seconds that a frame may go on when a pause is asked for
+_STALE = 1.0  # seconds in which frames that were on their way when the clock went back arrive
+_NEVER = 0, 0.0  # no frame is stale
+_HANDING_ON = 10.0  # seconds until load_map and set_scale answer though readers have not taken all keyframes
 
 
 class Slam3r(PipelineNode):
     """Runs the engine on `selected_frames`."""
 
     NAME = 'slam3r'
+
+    def offer_services(self) -> None:
+        """Offer what can be asked of the engine and its map."""
+        self.serve(Trigger, '~/reset', self._reset)
+        self.serve(Trigger, '~/pause', self._pause, at_once=True)
+        self.serve(Trigger, '~/resume', self._resume, at_once=True)
+        self.serve(SaveMap, '~/save_map', self._save, long=True)
+        self.serve(LoadMap, '~/load_map', self._load, long=True)
+        self.serve(SetScale, '~/set_scale', self._set_scale, long=True)
 
     def configure(self) -> None:
         """Make the engine, which may take some seconds.
@@ -39,7 +55,10 @@ class Slam3r(PipelineNode):
         p = self.parameters
         # Rising from one start of this node to the next, so that those who live on know the new map for another one.
         self._map_id = int(time.time())
-        self._engine = create_engine(p.engine, p.checkpoints_dir, map_id=self._map_id, lossless=p.lossless)
+        self._engine = create_engine(
+            p.engine, p.checkpoints_dir, map_id=self._map_id, lossless=p.lossless, max_keyframes=p.max_keyframes,
+            precision=p.precision,
+        )  # fmt: skip
         self.closing.callback(self._engine.close)
         self.get_logger().info(f'engine {self._engine.name} on {self._engine.device}')
         self._poses = PoseOutput(self, p)
@@ -49,24 +68,24 @@ class Slam3r(PipelineNode):
         )
         self._status = create_publisher(self, SlamStatus, 'status', frame_id=p.map_frame)
         self._frames_in = self._received = self._next_id = 0
-        self._keyframe_ids: set[int] = set()
+        self._stamp, self._stale = 0, _NEVER  # of the last frame; see `_is_stale`
+        self._keyframe_count, self._newest_keyframe = 0, -1  # of the present map
         self._finished = self._paused = False
         self._told: tuple = ()
-        self.serve(Trigger, '~/reset', self._reset)
-        self.serve(SaveMap, '~/save_map', self._save)
-        self.serve(Trigger, '~/pause', self._pause, at_once=True)
-        self.serve(Trigger, '~/resume', self._resume, at_once=True)
-        self.serve(LoadMap, '~/load_map', self._load)
-        self.serve(SetScale, '~/set_scale', self._set_scale)
+        self._telling, self._last_status = threading.Lock(), self._make_status()
+        self._keyframes_made = 0  # in all maps
+        self._rest = self.worker.inbox(self._hand_on_rest, depth=1, always=True)
+        self._all_told = threading.Event()  # all keyframes that were to come anew were handed on
         self.worker.every(1.0, self._poses.publish_path)
         self.worker.every(2.0, self._clouds.publish_map)
-        self.worker.every(1.0, self._publish_status, always=True)
-        create_subscription(self, Frame, 'selected_frames', self._process, p.queue_depth, lossless=True)
+        self.follow_time(self._go_back)
+        create_subscription(self, Frame, 'selected_frames', self._process, p.queue_depth, lossless=p.lossless)
 
     def activate(self) -> None:
         """Tell where the camera sits."""
         self._paused = False
         self._poses.tell_mount()
+        self._rest.put(None)
 
     def diagnostics(self) -> dict[str, Any]:
         """Return what the engine is and where it is."""
@@ -76,22 +95,38 @@ class Slam3r(PipelineNode):
             'device': engine.device,
             'state': self._state.name,
             'frames': self._received,
-            'keyframes': len(self._keyframe_ids),
+            'dropped': self._frames_in - self._received,
+            'keyframes': self._keyframe_count,
+            'keyframes_processed': self._keyframes_made,
             'depth_skipped': engine.depth_skipped,
+            'degraded': engine.degraded,
+            'gpu_memory [bytes]': torch_gpu_memory(),
         } | {f'{stage} [ms]': round(value, 2) for stage, value in engine.milliseconds.items()}
+
+    @property
+    def concern(self) -> str:
+        """What the engine does without."""
+        return self._engine.degraded
+
+    def beat(self) -> None:
+        """Tell the status, too."""
+        self._publish_status()
 
     @property
     def _state(self) -> State:
         return State.PAUSED if self._paused else self._engine.state
 
     def _process(self, frame: Frame) -> None:
+        if self._is_stale(frame):
+            return
+        self._finished = False
         if frame.id < self._next_id:  # another stream
             self._begin_anew()
         if frame.id < self._frames_in:
             self._received = 0
         self._received += 1
         self._frames_in = self._next_id = frame.id + 1
-        self._finished = False
+        self._stamp = frame.stamp
         try:
             self._reconstruct(frame)
         except EngineError as error:
@@ -109,33 +144,72 @@ class Slam3r(PipelineNode):
 
     def _hand_on(self, output: EngineOutput) -> None:
         if self._engine.map_id != self._map_id:  # another map is the present one, or two have become one
-            self._begin_map(self._engine.map_id)
-            self._publish_status()  # before the keyframes: from it the mesher takes the unit of the voxels
+            self._begin_map()
         if output.pose is not None:
             self._poses.tell(output.pose)
         for keyframe in output.keyframes:
             self._keyframes.publish(keyframe)
+            self._keyframes_made += not keyframe.revision
             if keyframe.map_id == self._map_id:  # else the last of the map before
-                self._keyframe_ids.add(keyframe.id)
+                if keyframe.id > self._newest_keyframe:  # else it comes again
+                    self._keyframe_count, self._newest_keyframe = self._keyframe_count + 1, keyframe.id
                 self._poses.add(keyframe)
                 self._clouds.add(keyframe)
 
-    def _begin_map(self, map_id: int) -> None:
-        self._map_id = map_id
-        self._keyframe_ids.clear()
+    def _begin_map(self) -> None:
+        """Forget what was told of the map before, and tell the status: the mesher needs it before the keyframes."""
+        self._map_id = self._engine.map_id
+        self._keyframe_count, self._newest_keyframe = 0, -1
         self._poses.clear()
         self._clouds.clear()
+        self._publish_status()
 
     def _begin_anew(self) -> None:
         self._engine.reset()
-        self._begin_map(self._engine.map_id)
+        self._next_id = 0  # the stream that comes may be another one
+        self._begin_map()
 
-    def _begin_whole(self) -> None:
-        """Hand on all keyframes anew."""
-        self._begin_map(self._engine.map_id)
-        self._publish_status()
-        while (output := self._engine.resend()).keyframes:
+    def _go_back(self, before: int, after: int) -> None:
+        """The clock went back, as when a bag is played again: begin anew, unless the frames have told it already."""
+        middle = (before + after) // 2
+        if self._next_id and self._stamp > middle:
+            self._begin_anew()
+            self._poses.tell_mount()
+            self._stale = middle, time.monotonic() + _STALE
+
+    def _is_stale(self, frame: Frame) -> bool:
+        """Whether a frame was on its way when the clock went back."""
+        latest, end = self._stale
+        stale = frame.stamp > latest and frame.id >= self._frames_in and not frame.last and time.monotonic() < end
+        if not stale:
+            self._stale = _NEVER
+        return stale
+
+    def _begin_whole(self) -> Callable[[], str]:
+        """Hand on all keyframes anew; return what waits for that and, when it takes long, says so."""
+        self._begin_map()
+        worker, told = self.worker, threading.Event()
+        self._all_told = told
+        self._rest.put(None)
+
+        def wait() -> str:
+            end = time.monotonic() + _HANDING_ON
+            while not told.wait(0.1):
+                if worker.closed or time.monotonic() > end:
+                    return '; some keyframes are still on their way'
+            return ''
+
+        return wait
+
+    def _hand_on_rest(self, _: None) -> None:
+        """Hand on some of the keyframes that are to come anew; frames and services come between."""
+        if not self.active:
+            return  # `activate` goes on with it
+        if (output := self._engine.resend()).keyframes:
             self._hand_on(output)
+            self._rest.put(None)
+        else:
+            self._all_told.set()
 
     def _finish(self) -> None:
         try:
@@ -154,40 +228,47 @@ class Slam3r(PipelineNode):
         return self._state, self._finished, self._map_id, self._engine.scale_known, self.last_error
 
     def _publish_status(self) -> None:
+        """Publish how things are or, while a frame is being worked on, how they were when one was done."""
         if not (self.active and self._status.readers()):
             return
+        with self._telling:  # the last one told must be the newest
+            self.worker.peek(self._look)
+            status = replace(self._last_status, stamp=self.get_clock().now().nanoseconds)
+            self._told = status.state, status.finished, status.map_id, status.scale_known, status.last_error
+            self._status.publish(status)
+
+    def _look(self) -> None:
+        self._last_status = self._make_status()
+
+    def _make_status(self) -> SlamStatus:
         engine = self._engine
-        self._told = self._news()
-        self._status.publish(
-            SlamStatus(
-                stamp=self.get_clock().now().nanoseconds,
-                state=self._state,
-                engine=engine.name,
-                device=engine.device,
-                model_license=engine.model_license,
-                scale_known=engine.scale_known,
-                map_id=self._map_id,
-                frames_in=self._frames_in,
-                frames_decoded=self._received,
-                frames_dropped=self._frames_in - self._received,
-                keyframes=len(self._keyframe_ids),
-                depth_skipped=engine.depth_skipped,
-                finished=self._finished,
-                milliseconds=dict(engine.milliseconds),
-                memory_bytes=_resident_bytes(),
-                last_error=self.last_error,
-            )
+        return SlamStatus(
+            stamp=0,
+            state=self._state,
+            engine=engine.name,
+            device=engine.device,
+            model_license=engine.model_license,
+            scale_known=engine.scale_known,
+            map_id=self._map_id,
+            frames_in=self._frames_in,
+            frames_decoded=self._received,
+            frames_dropped=self._frames_in - self._received,
+            keyframes=self._keyframe_count,
+            depth_skipped=engine.depth_skipped,
+            finished=self._finished,
+            milliseconds=dict(engine.milliseconds),
+            memory_bytes=_resident_bytes(),
+            last_error=self.last_error,
         )
 
     def _reset(self, request: Trigger.Request) -> dict[str, Any]:
         self._begin_anew()
-        self._publish_status()
         return {'message': f'map {self._map_id} begins'}
 
     def _pause(self, request: Trigger.Request) -> dict[str, Any]:
-        """Take no frames until `resume`; one that waits for others stays where it is."""
+        """Take no frames until `resume`; one that waits for others goes to its end."""
         self._check_active()
-        if not self.worker.pause(_PATIENCE):
+        if not self.worker.pause(_PATIENCE, hold=False):
             raise EngineError(f'a frame has taken more than {_PATIENCE:.0f} s; try again')
         self._paused = True
         self._publish_status()
@@ -205,35 +286,42 @@ class Slam3r(PipelineNode):
         if not self.active:
             raise EngineError('the node is inactive; activate it first')
 
-    def _set_scale(self, request: SetScale.Request) -> dict[str, Any]:
+    def _set_scale(self, request: SetScale.Request) -> Callable[[], dict[str, Any]]:
         self._check_active()
         self._engine.set_scale(request.metres_per_unit)
-        self._begin_whole()
-        return {'message': f'map {self._map_id} is metric'}
+        rest, map_id = self._begin_whole(), self._map_id
+        return lambda: {'message': f'map {map_id} is metric{rest()}'}
 
-    def _load(self, request: LoadMap.Request) -> dict[str, Any]:
+    def _load(self, request: LoadMap.Request) -> Callable[[], dict[str, Any]]:
         self._check_active()
         if not request.path:
             raise EngineError('path is empty; name a folder that save_map wrote')
-        self._engine.load(Path(request.path).expanduser() / _MAP)
+        self._engine.load(in_map_folder(request.path, self.parameters.map_folder) / _MAP)
         self._next_id = 0  # the stream that comes may be another one
-        self._begin_whole()
-        return {'map_id': self._map_id, 'message': f'map {self._map_id}: {len(self._keyframe_ids)} keyframes'}
+        rest, map_id, count = self._begin_whole(), self._map_id, len(self._engine.trajectory())
+        return lambda: {'map_id': map_id, 'message': f'map {map_id}: {count} keyframes{rest()}'}
 
-    def _save(self, request: SaveMap.Request) -> dict[str, Any]:
+    def _save(self, request: SaveMap.Request) -> Callable[[], dict[str, Any]]:
         engine, points = self._engine, self._clouds.map.points()
         if not (trajectory := engine.trajectory()):
             raise SaveError('there is no pose yet, nothing was written; map something first')
-        files = {_MAP: engine.save} if engine.can_save else {}
-        files['trajectory.tum'] = lambda path: write_tum(path, trajectory)
+        files: dict[str, Callable[[Path], None]] = {'trajectory.tum': lambda path: write_tum(path, trajectory)}
         for number, other in enumerate(engine.other_trajectories(), 1):  # each in a frame of its own
             files[f'trajectory_{number}.tum'] = lambda path, other=other: write_tum(path, other)
         if len(points[0]):
             files['cloud.ply'] = lambda path: write_cloud(path, *points)
-        paths = files_to_write(request, tuple(files))
-        for path in paths:
-            files[path.name](path)
-        return {'files': [str(path) for path in paths]}
+        names = (_MAP, *files) if engine.can_save else tuple(files)
+        paths = files_to_write(request, names, self.parameters.map_folder)
+        if engine.can_save:
+            engine.save(paths[0])  # while no frame changes the map
+
+        def write() -> dict[str, Any]:
+            for path in paths:
+                if path.name in files:
+                    files[path.name](path)
+            return {'files': [str(path) for path in paths]}
+
+        return write
 
 
 def _resident_bytes() -> int:

@@ -15,7 +15,7 @@ from rclpy.executors import ConditionReachedException, Executor, ExternalShutdow
 from rclpy.node import Node
 from rclpy.task import Task
 
-_THREADS = 4  # a service may block one, input that waits for room another
+_THREADS = 5  # services of three kinds may block one each, input that waits for room another
 
 
 class Spinner(Executor):
@@ -23,6 +23,7 @@ class Spinner(Executor):
 
     Attributes:
         node: That it spins.
+        name: Of that node, in full.
         last_error: What the last exception in a callback said; empty when there was none.
     """
 
@@ -38,11 +39,11 @@ class Spinner(Executor):
             raise RuntimeError('the context has ended')
         super().__init__(context=node.context)
         self.node, self.last_error = node, ''
+        self.name = name = node.get_fully_qualified_name()
         self._closing = False
         self._handlers: SimpleQueue[Task | None] = SimpleQueue()
         self._idle = threading.Semaphore(threads)
         self._taken = threading.Semaphore(0)
-        name = node.get_fully_qualified_name()
         # Daemons: a callback that never ends must not keep the process.
         self._waiting = threading.Thread(target=self._wait, name=f'{name} executor', daemon=True)
         self._serving = [

@@ -30,16 +30,31 @@ class VideoDecoder(PipelineNode):
             ParameterError: The input is no valid name of a topic.
         """
         output = FrameOutput(self)
+        self._stamps = output.stamps
         self._status = OnDemand(self.create_publisher(msg.SlamStatus, 'status', 10))
         topic = topic_of(self.parameters.input)
         self._source = Playback(self, output) if topic is None else CameraInput(self, output, topic)
         self.closing.callback(self._source.close)
+        if hardware := self.parameters.hardware:
+            from slam3r_ros.video.decoder import why_no  # one needs no PyAV for images
+
+            if reason := why_no(hardware):
+                self.get_logger().warning(f'hardware {hardware!r} cannot decode ({reason}); software does')
         self._source.start()
 
     def diagnostics(self) -> dict[str, Any]:
         """Return what was counted."""
-        source = self._source
-        return {'input': printable(self.parameters.input), 'received': source.received, 'dropped': source.dropped}
+        source, stamps = self._source, self._stamps
+        return {
+            'input': printable(self.parameters.input),
+            'received': source.received,
+            'dropped': source.dropped + stamps.dropped,
+            'queue input': source.waiting,
+            'reconnects': source.reconnects,
+            'stamps_repeated': stamps.duplicates,
+            'stamps_disordered': stamps.disordered,
+            'stamps_astray': stamps.strays,
+        }
 
     @property
     def trouble(self) -> str:

@@ -25,16 +25,18 @@ from typing import Any
 
 from rclpy.node import Node
 
-from slam3r_ros.transport.ends import Publisher, Subscription, outside_reader_ids
+from slam3r_ros.transport.ends import Publisher, Subscription, count_malformed, outside_reader_ids, queues_of
 from slam3r_ros.transport.registry import close_node, stop_node, worker_of
 
 __all__ = [
     'Publisher',
     'Subscription',
     'close_node',
+    'count_malformed',
     'create_publisher',
     'create_subscription',
     'outside_reader_ids',
+    'queues_of',
     'stop_node',
     'worker_of',
 ]

@@ -14,6 +14,7 @@ import numpy as np
 from visualization_msgs.msg import Marker
 
 from slam3r_ros.meshing.chunks import ChunkChange
+from slam3r_ros.transport.stamps import split
 
 _HEADER = b'\x00\x01\x00\x00'
 
@@ -50,7 +51,7 @@ class CdrWriter:
 
     def header(self, stamp: int, frame_id: str) -> None:
         """Append a std_msgs/Header; the stamp is in nanoseconds."""
-        self.numbers('i4', *divmod(int(stamp), 1_000_000_000))
+        self.numbers('i4', *split(stamp))
         self.string(frame_id)
 
     def bytes(self) -> bytes:
@@ -77,7 +78,7 @@ def marker_array(changes: Sequence[ChunkChange], namespace: str, stamp: int, fra
     writer = CdrWriter()
     writer.numbers('u4', len(changes))
     for change in changes:
-        _write_marker(writer, change, namespace, divmod(int(stamp), 1_000_000_000), frame_id)
+        _write_marker(writer, change, namespace, split(stamp), frame_id)
     return writer.bytes()
 
 

@@ -72,12 +72,15 @@ def from_cloud(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray, np.ndarray |
         points (..., 3) float32, colors (..., 3) uint8 RGB, confidence (...) float32 or None; (N,) or (H, W) in front.
 
     Raises:
-        ValueError: A field is missing.
+        ValueError: A field is missing, or the layout does not fit the data.
     """
     names = [each.name for each in cloud.fields]
     if not set(names) >= set(_NAMES[:4]):
         raise ValueError(f'the cloud has the fields {names}; x, y, z and rgb are needed')
-    packed = interop.read_points(cloud)
+    try:
+        packed = interop.read_points(cloud)
+    except (ArithmeticError, AssertionError, LookupError, TypeError) as error:
+        raise ValueError(f'the layout of the cloud makes no sense: {error!r}') from error
     points = np.stack([packed[axis] for axis in 'xyz'], axis=-1).astype(np.float32, copy=False)
     bits = np.ascontiguousarray(packed['rgb']).view('<u4')
     colors = np.stack([bits >> shift & 0xFF for shift in (16, 8, 0)], axis=-1).astype(np.uint8)

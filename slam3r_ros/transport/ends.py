@@ -19,7 +19,7 @@ from slam3r_ros.transport.discovery import Lookout, make_endpoint, publisher_ids
 from slam3r_ros.transport.messages import adapter_of
 from slam3r_ros.transport.registry import lock, parts_of, topic_of, worker_of
 from slam3r_ros.transport.sealing import Sealed, is_watching
-from slam3r_ros.transport.worker import Worker, pausable
+from slam3r_ros.transport.worker import Inbox, Worker, pausable
 
 _NO_READER_NOTICE = 5.0  # seconds between two lines that say what is waited for
 _WATCHED = 8  # values that the debug mode still looks at when they were published
@@ -135,8 +135,9 @@ class Subscription:
         self.node_name = node.get_fully_qualified_name()
         self.dds_id = b''  # while it reads DDS
         self._node, self._callback, self._topic = node, callback, topic_of(node, topic)
-        self._name, self._full_name = topic, node.resolve_topic_name(topic)
+        self.name, self._full_name = topic, node.resolve_topic_name(topic)
         self._depth, self._lossless, self._adapter = depth, lossless, adapter_of(value_type)
+        self.malformed = 0  # messages from outside that made no sense
         self._dds = self._giver = None
         self._receiving = False
         self._heard = 0.0  # when there was last an outside publisher, or a message of one
@@ -186,7 +187,7 @@ class Subscription:
                 self._full_name,
                 self._node.get_subscriptions_info_by_topic,
                 lambda: self._node.create_subscription(
-                    self._adapter.message_type, self._name, self._receive, qos, callback_group=self._group
+                    self._adapter.message_type, self.name, self._receive, qos, callback_group=self._group
                 ),
             )
 
@@ -206,7 +207,9 @@ class Subscription:
         try:
             value = self._adapter.from_message(message)
         except Exception as error:  # noqa: BLE001 - a malformed message from outside must not stop the executor
-            self._node.get_logger().error(f'{self._name}: {error!r}', throttle_duration_sec=5.0)
+            self.malformed += 1
+            self._worker.last_error = f'{self._full_name}: {error}'
+            self._node.get_logger().error(self._worker.last_error, throttle_duration_sec=5.0)
         else:
             self.inbox.put((Sealed(value, 'outside', is_watching()), True))
         finally:
@@ -224,6 +227,16 @@ class Subscription:
             sealed.readers.remove(self.node_name)
             if is_from_outside and (giver := self._giver):
                 giver.give(self._adapter.key(value))
+
+
+def count_malformed(node: Node) -> int:
+    """Count the messages from outside that made no sense to the subscriptions of a node."""
+    return sum(end.malformed for end in parts_of(node).ends if isinstance(end, Subscription))
+
+
+def queues_of(node: Node) -> dict[str, Inbox]:
+    """Return what waits for a node, by the names of its topics."""
+    return {end.name: end.inbox for end in parts_of(node).ends if isinstance(end, Subscription)}
 
 
 def outside_reader_ids(node: Node, publisher: DdsPublisher) -> set[bytes]:

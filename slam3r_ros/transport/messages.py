@@ -1,6 +1,9 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Our values to ROS messages and back: the type adapters of the bus (REP-2007)."""
+"""Our values to ROS messages and back: the type adapters of the bus (REP-2007).
+
+Messages may come from anywhere: what is made of one is a value that holds together, or a `ValueError`.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,13 +18,17 @@ from slam3r_ros.transport.poses import from_pose, to_pose
 from slam3r_ros.transport.stamps import from_stamp, to_stamp
 from slam3r_ros.values import Frame, Intrinsics, Keyframe, MeshBlock, MeshUpdate, Pose, SlamStatus, State
 
+_LARGEST_ID = 1 << 53  # of a frame: what comes of it still fits any integer
+_FARTHEST = 1e9  # map units
+_LARGEST_GRID = 1 << 22  # pixels of a keyframe
+
 
 class Adapter(NamedTuple):
     """How a value becomes a message and comes back."""
 
     message_type: type
     to_message: Callable[[Any, str], Any]  # value, frame_id of the header
-    from_message: Callable[[Any], Any]
+    from_message: Callable[[Any], Any]  # raises ValueError where the message makes no sense
     key: Callable[[Any], str] | None = None  # what tells it from the values sent shortly before and after
 
 
@@ -57,8 +64,13 @@ def frame_to_message(frame: Frame, frame_id: str) -> msg.Frame:
 
 
 def frame_from_message(message: msg.Frame) -> Frame:
-    """Return the frame in a slam3r_ros/Frame."""
-    intrinsics = Intrinsics(*map(float, message.intrinsics)) if message.intrinsics[0] else None
+    """Return the frame in a slam3r_ros/Frame.
+
+    Raises:
+        ValueError: The image is broken or too large, or a number makes no sense.
+    """
+    _check_id(message.id)
+    intrinsics = _camera(*message.intrinsics) if any(message.intrinsics) else None
     stamp = from_stamp(message.header.stamp)
     return Frame(
         message.id, stamp, from_image(message.image), intrinsics, message.candidate, message.stride, message.last
@@ -93,19 +105,21 @@ def keyframe_to_message(keyframe: Keyframe, frame_id: str) -> msg.Keyframe:
 
 
 def keyframe_from_message(message: msg.Keyframe) -> Keyframe:
-    """Return the keyframe in a slam3r_ros/Keyframe."""
+    """Return the keyframe in a slam3r_ros/Keyframe.
+
+    Raises:
+        ValueError: The cloud does not fit its sizes or is too large, or a number makes no sense.
+    """
+    _check_id(message.id)
+    T_map_camera = from_pose(message.pose)
+    if not (np.abs(T_map_camera).max() < _FARTHEST and np.linalg.det(T_map_camera[:3, :3]) > 0.9):
+        raise ValueError('the pose is no rigid transform, or too far away')
     pointmap = confidence = colors = None
     if message.width:
-        shape = (message.height, message.width)
-        pointmap, colors, confidence = from_cloud(message.cloud)
-        pointmap, colors, confidence = (
-            pointmap.reshape(*shape, 3),
-            colors.reshape(*shape, 3),
-            confidence.reshape(shape),
-        )
+        pointmap, colors, confidence = _grid_of(message)
     return Keyframe(
-        pose=Pose(message.id, from_stamp(message.header.stamp), from_pose(message.pose)),
-        intrinsics=Intrinsics(message.fx, message.fy, message.cx, message.cy),
+        pose=Pose(message.id, from_stamp(message.header.stamp), T_map_camera),
+        intrinsics=_camera(message.fx, message.fy, message.cx, message.cy),
         pointmap=pointmap,
         confidence=confidence,
         colors=colors,
@@ -128,16 +142,13 @@ def mesh_to_message(update: MeshUpdate, frame_id: str) -> msg.MeshUpdate:
 
 
 def mesh_from_message(message: msg.MeshUpdate) -> MeshUpdate:
-    """Return the mesh update in a slam3r_ros/MeshUpdate."""
-    blocks = tuple(
-        MeshBlock(
-            tuple(int(i) for i in block.index),
-            np.array(block.vertices, np.float32).reshape(-1, 3),
-            np.array(block.colors, np.uint8).reshape(-1, 3),
-            np.array(block.triangles, np.uint32).reshape(-1, 3),
-        )
-        for block in message.blocks
-    )
+    """Return the mesh update in a slam3r_ros/MeshUpdate.
+
+    Raises:
+        ValueError: A block's parts do not fit together, or a number makes no sense.
+    """
+    _check_block_size(message.block_size)
+    blocks = tuple(map(_block_from_message, message.blocks))
     stamp = from_stamp(message.header.stamp)
     return MeshUpdate(stamp, message.map_id, message.sequence, message.block_size, message.full, blocks)
 
@@ -163,11 +174,14 @@ def compressed_from_message(message: msg.CompressedMesh) -> CompressedMesh:
     """Return the compressed mesh in a slam3r_ros/CompressedMesh, for `slam3r_ros.meshing.draco.decompress`.
 
     Raises:
-        ValueError: It is of another format.
+        ValueError: It is of another format, its table does not hold together, or a number makes no sense.
     """
+    _check_block_size(message.block_size)
     if message.format != 'draco':
         raise ValueError(f'the compressed mesh has the format {message.format!r}; only draco can be read')
     indices, vertex_counts, triangle_counts = (np.array(getattr(message, name), dtype) for name, dtype in _TABLE)
+    if not len(indices) == 3 * len(vertex_counts) == 3 * len(triangle_counts):
+        raise ValueError(f'the table has {len(indices)} indices, {len(vertex_counts)} and {len(triangle_counts)} counts')
     return CompressedMesh(
         from_stamp(message.header.stamp),
         message.map_id,
@@ -195,7 +209,11 @@ def status_to_message(status: SlamStatus, frame_id: str) -> msg.SlamStatus:
 
 
 def status_from_message(message: msg.SlamStatus) -> SlamStatus:
-    """Return the status in a slam3r_ros/SlamStatus."""
+    """Return the status in a slam3r_ros/SlamStatus.
+
+    Raises:
+        ValueError: The state is unknown, or the stages are not as many as their times.
+    """
     return SlamStatus(
         stamp=from_stamp(message.header.stamp),
         state=State(message.state),
@@ -209,6 +227,44 @@ def _block_to_message(block: MeshBlock) -> msg.MeshBlock:
     for name, dtype in (('vertices', np.float32), ('colors', np.uint8), ('triangles', np.uint32)):
         _fill(getattr(message, name), getattr(block, name), dtype)
     return message
+
+
+def _block_from_message(message: msg.MeshBlock) -> MeshBlock:
+    vertices = np.array(message.vertices, np.float32).reshape(-1, 3)
+    colors = np.array(message.colors, np.uint8).reshape(-1, 3)
+    triangles = np.array(message.triangles, np.uint32).reshape(-1, 3)
+    count = len(vertices)
+    if len(colors) != count or not np.isfinite(vertices).all() or len(triangles) and triangles.max() >= count:
+        raise ValueError(f'a block of {count} vertices, {len(colors)} colours, {len(triangles)} triangles is broken')
+    return MeshBlock(tuple(int(i) for i in message.index), vertices, colors, triangles)
+
+
+def _grid_of(message: msg.Keyframe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return pointmap, colours and confidence of a keyframe with depth."""
+    shape, cloud = (message.height, message.width), message.cloud
+    if (cloud.height, cloud.width) != shape or not 0 < shape[0] * shape[1] <= _LARGEST_GRID:
+        raise ValueError(f'the cloud of {cloud.width}x{cloud.height} is no grid of {message.width}x{message.height}')
+    pointmap, colors, confidence = from_cloud(cloud)
+    if confidence is None or not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError('the confidence is missing, or not between 0 and 1')
+    return pointmap.reshape(*shape, 3), colors.reshape(*shape, 3), confidence.astype(np.float32).reshape(shape)
+
+
+def _camera(fx: float, fy: float, cx: float, cy: float) -> Intrinsics:
+    camera = Intrinsics(float(fx), float(fy), float(cx), float(cy))
+    if not (np.isfinite(camera).all() and min(camera.fx, camera.fy) > 0):
+        raise ValueError(f'a camera of {tuple(camera)} makes no sense')
+    return camera
+
+
+def _check_id(id: int) -> None:
+    if id > _LARGEST_ID:
+        raise ValueError(f'the id {id} is too large')
+
+
+def _check_block_size(size: float) -> None:
+    if not (np.isfinite(size) and size > 0):
+        raise ValueError(f'blocks of {size} map units make no sense')
 
 
 def _fill(field: Any, values: np.ndarray, dtype: type) -> None:

@@ -5,11 +5,17 @@
 from builtin_interfaces.msg import Time
 
 _SECOND = 1_000_000_000
+_EARLIEST, _LATEST = -(2**31) * _SECOND, 2**31 * _SECOND - 1  # that the message holds
+
+
+def split(nanoseconds: int) -> tuple[int, int]:
+    """Return seconds and nanoseconds as a time stamp message holds them; a time beyond its range becomes its limit."""
+    return divmod(min(max(int(nanoseconds), _EARLIEST), _LATEST), _SECOND)
 
 
 def to_stamp(nanoseconds: int) -> Time:
-    """Return a time stamp message."""
-    seconds, rest = divmod(int(nanoseconds), _SECOND)
+    """Return a time stamp message, after the rule of `split`."""
+    seconds, rest = split(nanoseconds)
     return Time(sec=seconds, nanosec=rest)
 
 

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,9 +23,12 @@ class WorkerError(RuntimeError):
 class Inbox:
     """A bounded queue of values that wait for one callback of a worker."""
 
-    def __init__(self, worker: 'Worker', callback: Callable[[Any], None], depth: float, lossless: bool):
+    def __init__(
+        self, worker: 'Worker', callback: Callable[[Any], None], depth: float, lossless: bool, always: bool
+    ):
         """Use `Worker.inbox` instead."""
-        self.dropped = 0
+        self.taken = self.dropped = 0
+        self._always = always
         self._worker, self._callback, self._depth, self._lossless = worker, callback, depth, lossless
         self._values: deque = deque()
         self._closed = False
@@ -52,6 +55,7 @@ class Inbox:
                     else:
                         worker._turns.append(self)
                     self._values.append(value)
+                    self.taken += 1
                     worker._changed.notify_all()
                     return True
             self._wait_for_room()
@@ -93,14 +97,18 @@ def pausable() -> Iterator[None]:
         yield
     finally:
         with worker._changed:
-            worker._changed.wait_for(lambda: worker._unstoppable or not worker.paused or worker.closed)
-            worker._waits = False
+            worker._changed.wait_for(lambda: worker._unstoppable or not worker._held or worker.closed)
+            worker._waits, worker._since = False, time.monotonic()
 
 
 class Worker:
     """A thread that serves inboxes in the order in which their values came, and timers.
 
     An exception in a callback is reported and kept as `last_error`; the thread lives on.
+
+    Attributes:
+        errors: How often `last_error` was set.
+        error_time: When that was last, `time.monotonic()`.
     """
 
     def __init__(self, name: str, report: Callable[[str], None]):
@@ -110,34 +118,45 @@ class Worker:
             name: Of the thread.
             report: Told the traceback of every exception in a callback.
         """
-        self.last_error = ''
+        self._last_error, self.errors, self.error_time = '', 0, -math.inf
         self.closed = self.paused = False
         self._report = report
         self._busy = self._waits = False  # in a callback; in one that waits for others
+        self._since = 0.0  # when it began, or went on
         self._unstoppable = False  # in a callback that a pause does not stop
+        self._held = False  # paused, even amid a callback that waits for others
         self._changed = threading.Condition()
         self._turns: deque[Inbox] = deque()  # one entry for each value that waits
-        self._timers: list[list] = []  # [due, period, callback, whether a pause does not stop it]
+        self._looks: deque[Callable[[], Any]] = deque()  # what waits for the end of the present callback
+        self._timers: list[list] = []  # [due, period, callback]
         self._calls = self.inbox(lambda call: call(), depth=math.inf)
         self._pending: set[Future] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def inbox(self, callback: Callable[[Any], None], depth: float, lossless: bool = False) -> Inbox:
-        """Make a queue of at most `depth` values for `callback`."""
-        return Inbox(self, callback, depth, lossless)
+    def inbox(
+        self, callback: Callable[[Any], None], depth: float, lossless: bool = False, always: bool = False
+    ) -> Inbox:
+        """Make a queue of at most `depth` values for `callback`; while paused, but not held, served only if `always`."""
+        return Inbox(self, callback, depth, lossless, always)
 
-    def every(self, seconds: float, callback: Callable[[], None], always: bool = False) -> None:
-        """Run a callback again and again, at most once in `seconds`; while paused only if `always`."""
+    def every(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Run a callback again and again, at most once in `seconds`; not while paused."""
         with self._changed:
-            self._timers.append([time.monotonic() + seconds, seconds, callback, always])
+            self._timers.append([time.monotonic() + seconds, seconds, callback])
             self._changed.notify_all()
 
-    def call(self, function: Callable, *arguments: Any) -> Any:
+    def call(self, function: Callable, *arguments: Any, patience: float | None = None) -> Any:
         """Run a function after everything that waits already; return its result or raise its exception.
 
+        Args:
+            function: To run.
+            arguments: For it.
+            patience: Seconds that it may wait for its turn; None: for ever.
+
         Raises:
-            WorkerError: The worker was closed first.
+            WorkerError: The worker was closed first, its turn did not come, or cannot come: the worker is held amid a
+                callback.
         """
         if getattr(_current, 'worker', None) is self:
             return function(*arguments)
@@ -156,6 +175,8 @@ class Worker:
         if not self._calls.put(run):
             future.cancel()
         try:
+            if patience is not None and (reason := self._why_not(future, patience)) and future.cancel():
+                raise WorkerError(reason)
             return future.result()
         except CancelledError:
             raise WorkerError('the node is shutting down') from None
@@ -163,30 +184,83 @@ class Worker:
             with self._changed:
                 self._pending.discard(future)
 
+    def _why_not(self, future: Future, patience: float) -> str:
+        """Wait for a call to be done or its patience to be over; return why its turn does not come."""
+        deadline = time.monotonic() + patience
+        while not wait([future], _POLL).done and not future.cancelled():
+            if self._held and self._waits and not self._unstoppable:
+                return 'the node was deactivated while others did not take what it publishes; activate it first'
+            if time.monotonic() > deadline:
+                if self._waits:
+                    return 'others do not take what the node publishes; see that they are active, then try again'
+                return f'the node was busy for more than {patience:.0f} s; try again'
+        return ''
+
+    @property
+    def last_error(self) -> str:
+        """What went wrong last; empty when nothing did."""
+        return self._last_error
+
+    @last_error.setter
+    def last_error(self, error: str) -> None:
+        self._last_error, self.errors, self.error_time = error, self.errors + 1, time.monotonic()
+
+    @property
+    def busy(self) -> float:
+        """Seconds that the present callback has been at work; 0 when there is none, or it waits for others."""
+        with self._changed:
+            return time.monotonic() - self._since if self._busy and not self._waits else 0.0
+
+    def peek(self, look: Callable[[], Any]) -> bool:
+        """Call a function in this thread unless a callback is at work, and then on the worker as soon as that is done.
+
+        A callback that waits for others is not at work.  Until the function returns the worker does nothing, so it must be
+        short.
+
+        Returns:
+            Whether it was called already.
+        """
+        if getattr(_current, 'worker', None) is self:
+            look()
+            return True
+        with self._changed:
+            if at_rest := not self._busy or self._waits:
+                look()
+            elif look not in self._looks:
+                self._looks.append(look)
+            return at_rest
+
     def note(self, error: str) -> None:
         """Report something that went wrong without an exception."""
         self.last_error = error
         self._report(error)
 
-    def pause(self, timeout: float = 0.0) -> bool:
+    def pause(self, timeout: float = 0.0, hold: bool = True) -> bool:
         """Serve calls only, until `resume`; values wait or are dropped, as their inboxes say.
 
-        Waits for the callback that runs, unless that waits for others (`pausable`): it stays where it is.
+        Waits for the callback that runs, unless that waits for others (`pausable`).
+
+        Args:
+            timeout: Seconds to wait.
+            hold: Let a callback that waits for others stay where it is, even when they are ready; else it may go on to
+                its end, and calls are served then.
 
         Returns:
             False, and all goes on as before, when the callback has not ended within `timeout` seconds.
         """
         with self._changed:
-            before, self.paused = self.paused, True
+            before = self.paused, self._held
+            self.paused, self._held = True, self._held or hold
             done = self._changed.wait_for(lambda: not self._busy or self._waits or self.closed, timeout)
-            self.paused = done or before
+            if not done:
+                self.paused, self._held = before
             self._changed.notify_all()
             return done
 
     def resume(self) -> None:
         """Go on."""
         with self._changed:
-            self.paused = False
+            self.paused = self._held = False
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -221,16 +295,19 @@ class Worker:
             self._changed.notify_all()
             while not self.closed:
                 now = time.monotonic()
-                timers = [timer for timer in self._timers if timer[3] or not self.paused]
+                if self._looks:
+                    self._busy, self._since, self._unstoppable = True, now, True
+                    return self._looks.popleft()
+                timers = [] if self.paused else self._timers
                 for timer in timers:
                     if timer[0] <= now:
                         timer[0] = now + timer[1]
-                        self._busy, self._unstoppable = True, timer[3]
+                        self._busy, self._since, self._unstoppable = True, now, False
                         return timer[2]
                 while (inbox := self._take_turn()) is not None:
                     if inbox._values:  # else it was closed in the meantime
                         value = inbox._values.popleft()
-                        self._busy, self._unstoppable = True, inbox is self._calls
+                        self._busy, self._since, self._unstoppable = True, now, inbox is self._calls
                         self._changed.notify_all()
                         return lambda: inbox._callback(value)
                 due = min((timer[0] for timer in timers), default=None)
@@ -238,9 +315,9 @@ class Worker:
         return None
 
     def _take_turn(self) -> Inbox | None:
-        """Return the inbox that is next: while paused, only that of the calls."""
+        """Return the inbox that is next: while held, only that of the calls."""
         for i, inbox in enumerate(self._turns):
-            if not self.paused or inbox is self._calls:
+            if not self.paused or inbox is self._calls or inbox._always and not self._held:
                 del self._turns[i]
                 return inbox
         return None
