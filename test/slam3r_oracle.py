@@ -82,7 +82,7 @@ class OracleImage2Points(Oracle):
 
         return Candidates(tokens, tokens, Memory(tokens, tokens))
 
-    def correlation(self, query, candidates, height, width, depth=2):
+    def correlation(self, query, candidates, height, width, depth=2, at_once=None):
         return 1 + torch.exp(-(candidates.tokens - query).abs() / 30)[..., 0]
 
 

@@ -15,33 +15,36 @@ from slam3r_ros.bench.savings import Step, time_pairs
 from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World
 from slam3r_ros.engines.slam3r.offline import OfflinePipeline, sample_points
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
+from slam3r_ros.engines.slam3r.precision import available, convert
 from slam3r_ros.engines.slam3r.scene import Scene
 from slam3r_ros.engines.slam3r.settings import Settings
 
 DEVICE = 'cuda'
 SIDE = 32
-PRECISIONS = pytest.mark.parametrize(
-    'autocast', [None, torch.bfloat16, torch.float16], ids=['float32', 'bfloat16', 'float16']
-)
+PRECISIONS = pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'float16'])
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 
 
 @pytest.fixture(scope='module')
 def networks():
-    """Both networks, by device, with the same weights."""
+    """Both networks, plain on the CPU and by precision on the GPU, with the same weights."""
     torch.manual_seed(0)
     originals = Image2Points(TINY).eval(), Local2World(TINY).eval()
-    return {device: tuple(copy.deepcopy(network).to(device) for network in originals) for device in ('cpu', DEVICE)}
+    on_gpu = {
+        precision: tuple(convert(copy.deepcopy(network), precision, torch.device(DEVICE)) for network in originals)
+        for precision in available(torch.device(DEVICE))
+    }
+    return {'cpu': originals, **on_gpu}
 
 
 def images(count, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (count, 3, SIDE, SIDE))).float()
 
 
-def results_of(networks, autocast=None):
+def results_of(networks):
     """Return what every call of the networks gives, on the CPU."""
     with torch.inference_mode():
-        scene = Scene(*networks, 1.5, normalise_input=True, autocast=autocast)
+        scene = Scene(*networks, 1.5, normalise_input=True)
         scene.encode(images(6), 0)
         own, others = scene.reconstruct([[0, 1, 2, 3], [1, 0, 4, 5]], wanted='both')
         scene.begin([0, 1, 2, 3], shrink=False)
@@ -56,29 +59,29 @@ def results_of(networks, autocast=None):
 
 def test_float32_gives_what_the_cpu_gives(networks):
     """TF32, which torch leaves off for matrix products, would be off by 1e-3."""
-    for found, expected in zip(results_of(networks[DEVICE]), results_of(networks['cpu'])):
+    for found, expected in zip(results_of(networks['float32']), results_of(networks['cpu'])):
         assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize('autocast', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
-def test_reduced_precision_is_near(networks, autocast):
-    for found, expected in zip(results_of(networks[DEVICE], autocast), results_of(networks['cpu'])):
+@pytest.mark.parametrize('precision', ['bfloat16', 'float16'])
+def test_reduced_precision_is_near(networks, precision):
+    for found, expected in zip(results_of(networks[precision]), results_of(networks['cpu'])):
         assert (found - expected).norm() < 0.05 * expected.norm()
 
 
 @PRECISIONS
 @pytest.mark.parametrize('mode', ['fixed', 'as_is'])
-def test_online(networks, autocast, mode):
+def test_online(networks, precision, mode):
     settings = Settings(stride=2, buffer_size=6, scene_frames=3, retrieve_every=2, mode=mode)
-    pipeline = OnlinePipeline(Scene(*networks[DEVICE], 1.5, autocast=autocast), settings)
+    pipeline = OnlinePipeline(Scene(*networks[precision], 1.5), settings)
     views = [view for image in images(40) for _, view in pipeline.process(image)]
     assert len(views) == 40
     assert all(view.world.device.type == DEVICE and torch.isfinite(view.world).all() for view in views)
 
 
 @PRECISIONS
-def test_offline(networks, autocast):
-    scene = Scene(*networks[DEVICE], 1.5, autocast=autocast)
+def test_offline(networks, precision):
+    scene = Scene(*networks[precision], 1.5)
     pipeline = OfflinePipeline(scene, Settings(stride=0, scene_frames=3, sources=2))
     views = pipeline.run(images(24))
     assert len(views) == 24 and all(torch.isfinite(view.world).all() for view in views)
@@ -90,7 +93,7 @@ def test_offline(networks, autocast):
 
 def test_the_memory_of_the_device_is_bounded(networks):
     settings = Settings(stride=1, buffer_size=6, scene_frames=3)
-    pipeline = OnlinePipeline(Scene(*networks[DEVICE], 1.5), settings)
+    pipeline = OnlinePipeline(Scene(*networks['float32'], 1.5), settings)
     held = []
     for image in images(50).repeat(4, 1, 1, 1):
         pipeline.process(image)
@@ -145,13 +148,13 @@ def test_engine(engine_of):
     assert np.nanmax(ratio) == pytest.approx(np.nanmin(ratio), rel=1e-3)
 
 
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'float16'])
+@PRECISIONS
 def test_engine_with_networks(engine_of, networks, precision):
     """Random weights see nothing of use, but every frame goes through."""
     from slam3r_ros.values import Frame
 
     engine = engine_of(
-        networks=networks[DEVICE], side=SIDE, device=DEVICE, precision=precision, settings=Settings(min_confidence=1.01)
+        networks=networks[precision], side=SIDE, device=DEVICE, precision=precision, settings=Settings(min_confidence=1.01)
     )
     pictures = np.random.default_rng(0).integers(0, 256, (60, 48, 64, 3), np.uint8)
     for number, picture in enumerate(pictures):

@@ -260,7 +260,7 @@ def test_missing_weights_and_wrong_options_are_named(tmp_path):
     with pytest.raises(EngineError, match='slam3r weights download'):
         create_engine('slam3r', str(tmp_path))
     with pytest.raises(EngineError, match='precision'):
-        make(precision='int8')
+        make(precision='float16')
     for device in ['gpu', *(['cuda'] if not torch.cuda.is_available() else [])]:
         with pytest.raises(EngineError, match=f"no device '{device}'.*use 'cpu'"):
             create_engine('slam3r', str(tmp_path), device=device)
@@ -271,3 +271,18 @@ def test_a_buffer_with_bounded_memory():
     run(engine, frames(120))
     assert len(engine._pipeline.scene.views) <= 6 + 4 + 3 * 3
     assert pose_errors(engine.trajectory(), UNIT)[0] < 1e-2
+
+
+@pytest.mark.parametrize('cores, threads', [(8, 7), (3, 2), (2, 2)])
+def test_a_core_is_left_to_the_rest(monkeypatch, cores, threads):
+    before = torch.get_num_threads()
+    monkeypatch.setattr('os.sched_getaffinity', lambda process: set(range(cores)))
+    try:
+        torch.set_num_threads(8)
+        make()
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(1)  # as OMP_NUM_THREADS does
+        make()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

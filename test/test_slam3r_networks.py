@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks without reference values: precision, exact savings, bad input, and that a long stream costs no more."""
 
+import copy
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ from slam3r_ros.engines.slam3r.config import OFFICIAL
 from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World
 from slam3r_ros.engines.slam3r.offline import OfflinePipeline, sample_points
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
+from slam3r_ros.engines.slam3r.precision import convert
 from slam3r_ros.engines.slam3r.scene import Scene
 from slam3r_ros.engines.slam3r.settings import Settings
 
@@ -64,7 +66,7 @@ def test_what_is_kept_of_candidates_changes_no_score(networks, scene):
     with torch.inference_mode():
         scene.encode(images(9), 0)
         first = scene.correlate([0, 4], range(1, 9))
-        assert scene.views[3].prepared is not None
+        assert 3 in scene.prepared
         again = scene.correlate([0, 4], range(1, 9))
         i2p = networks[0]
         anew = torch.cat([
@@ -76,21 +78,34 @@ def test_what_is_kept_of_candidates_changes_no_score(networks, scene):
     torch.testing.assert_close(first, anew, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_reduced_precision_is_near(networks, dtype):
+def test_candidates_come_and_go(networks, scene, monkeypatch):
+    """Each is prepared once, whichever slot it gets, and the scores are those of candidates prepared together."""
+    network, prepared = networks[0], []
+    prepare = network.prepare
+
+    def noted(tokens, *size):
+        prepared.append(len(tokens))
+        return prepare(tokens, *size)
+
+    monkeypatch.setattr(network, 'prepare', noted)
+    rng, buffer, ever = np.random.default_rng(0), list(range(1, 21)), set(range(1, 21))
     with torch.inference_mode():
-        results = []
-        for autocast in (None, dtype):
-            scene = Scene(*networks, 1.5, autocast=autocast)
-            scene.encode(images(6), 0)
-            own, others = scene.reconstruct([[0, 1, 2, 3]], wanted='both')
-            assert own.points.dtype == torch.float32
-            scene.begin([0, 1, 2, 3], shrink=False)
-            scene.locate(4, [0, 1, 2])
-            scene.register([4], [0, 1, 2, 3])
-            results.append((own.points, others.confidence, scene.correlate([5], [0, 1, 2, 3])))
-    for found, expected in zip(*results):
-        assert (found - expected).norm() < 0.05 * expected.norm()
+        scene.encode(images(60), 0)
+        scene.correlate([0], buffer)
+        storage = {part.data_ptr() for part in scene.prepared._parts}
+        for number in range(21, 60):
+            buffer.append(number)
+            for _ in range(rng.integers(0, 3)):
+                buffer.pop(rng.integers(len(buffer)))
+            rng.shuffle(buffer)
+            ever.update(buffer)
+            found = scene.correlate([0], buffer)
+            expected = network.correlation(
+                scene._tokens([0]), prepare(scene._tokens(buffer), SIDE, SIDE), SIDE, SIDE
+            )
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        assert len(prepared) == len(ever)
+        assert {part.data_ptr() for part in scene.prepared._parts} == storage  # 32 candidates are enough for all
 
 
 def test_coordinates_keep_their_precision(networks):
@@ -98,9 +113,9 @@ def test_coordinates_keep_their_precision(networks):
     generator = torch.Generator().manual_seed(0)
     tokens, points = torch.randn(5, 1, 4, 32, generator=generator), 3 + torch.randn(5, 1, SIDE, SIDE, 3, generator=generator)
     maps = []
-    for enabled in (False, True):
-        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled):
-            maps.append(networks[1](tokens[:4], tokens[4:], points[:4], points[4:], wanted='sources')[1].points)
+    for network in (networks[1], convert(copy.deepcopy(networks[1]), 'bfloat16', torch.device('cpu'))):
+        with torch.inference_mode():
+            maps.append(network(tokens[:4], tokens[4:], points[:4], points[4:], wanted='sources')[1].points)
     assert 0 < (maps[1] - maps[0]).norm() < 2e-3 * maps[0].norm()
 
 
@@ -190,7 +205,7 @@ def test_more_wanted_than_there_are_takes_all(scene, k):
     with torch.inference_mode():
         scene.encode(images(5), 0)
         assert scene.retrieve([0], [3, 1, 2, 4], k) == [0, 1, 2, 3]
-        assert scene.views[1].prepared is None  # nothing was scored
+        assert 1 not in scene.prepared  # nothing was scored
 
 
 @pytest.mark.parametrize('count, stride', [(2, 3), (5, 100), (9, 4), (3, 0)])

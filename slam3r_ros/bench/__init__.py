@@ -19,6 +19,10 @@ BENCHMARKS = {
     'selection': 'the advised strides in corridors, rooms and fast motion, and the blurred frames caught',
     'recovery': 'how soon the camera is found again after black frames, and how well it is tracked from then on',
     'savings': 'one step of SLAM3R without and with its exact savings: operations, time and difference',
+    'inference': 'what a frame costs the engines, by stage, precision, window and map size, beside the plain way',
+    'accuracy': 'what reduced precision does to points and poses',
+    'latency': 'from the camera to the pose on TF through the nodes, and where the time goes',
+    'endurance': 'an hour of video through the graph: memory, queues and speed at its end beside those before',
     'fuzz': 'damaged H.264 streams and random WebSocket messages: crashes, hangs, exceptions',
 }
 

@@ -10,6 +10,7 @@ retrieval's first layer does with a candidate alone.
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slam3r_ros.engines.slam3r.config import OFFICIAL, SIDE, NetworkConfig
 from slam3r_ros.engines.slam3r.networks import Candidates, Image2Points, Local2World
-from slam3r_ros.engines.slam3r.scene import concatenate
 
 MAX_OPERATIONS, MAX_TIME = 0.87, 0.93  # of the straightforward way
 MAX_ERROR = 1e-5
+
+
+def concatenate(candidates: Sequence[Candidates]) -> Candidates:
+    """Join candidates that were prepared apart."""
+    tokens, queries, memories = zip(*candidates)
+    return Candidates(
+        torch.cat(tokens), torch.cat(queries), type(memories[0])(*(torch.cat(part) for part in zip(*memories)))
+    )
 
 
 @dataclass

@@ -10,10 +10,12 @@ from slam3r_ros.engines.slam3r.weights import available
 
 log = logging.getLogger(__name__)
 
+MAX_KEYFRAMES = 400  # that `geometric` keeps in memory, if nothing else is said
 NAMES = ('auto', 'geometric', 'slam3r')
 
 
-def create_engine(name: str = 'auto', checkpoints: str = '', lossless: bool = True, **options: Any) -> Engine:
+def create_engine(name: str = 'auto', checkpoints: str = '', lossless: bool = True, max_keyframes: int = MAX_KEYFRAMES,
+                  precision: str = 'auto', **options: Any) -> Engine:
     """Make an engine by its name.
 
     Args:
@@ -21,6 +23,8 @@ def create_engine(name: str = 'auto', checkpoints: str = '', lossless: bool = Tr
         checkpoints: folder of the networks' weights, for `slam3r`.
         lossless: let `geometric` wait for the depth that it computes beside the tracking, rather than skip some.  For
             `slam3r` both are the same: pose and depth are one computation, done before `process` returns.
+        max_keyframes: that `geometric` keeps; `slam3r` has bounds of its own.
+        precision: of the networks, for `slam3r`.
         options: of the engine's constructor.
 
     Raises:
@@ -37,7 +41,7 @@ def create_engine(name: str = 'auto', checkpoints: str = '', lossless: bool = Tr
                 raise EngineError(reason) from error
             log.warning('%s; taking geometric', reason)
         else:
-            return Slam3rEngine(checkpoints, **options)
+            return Slam3rEngine(checkpoints, precision=precision, **options)
     from slam3r_ros.engines.geometric.engine import GeometricEngine  # compiles: only when it is wanted
 
-    return GeometricEngine(lossless=lossless, **options)
+    return GeometricEngine(lossless=lossless, max_keyframes=max_keyframes, **options)

@@ -51,6 +51,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def degraded(self) -> str:
+        """What the engine does without for want of memory; empty where nothing is missing."""
+        ...
+
+    @property
     def milliseconds(self) -> dict[str, float]:
         """Median time of each stage, by its name."""
         ...

@@ -8,6 +8,9 @@ Each is imported only when it is chosen, since it needs what the others do witho
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 KERNELS = {'cpu': 'kernels_cpu', 'cuda': 'kernels_gpu', 'numpy': 'reference'}
 
@@ -40,6 +43,17 @@ def choose(device: str) -> str:
 def kernels(device: str) -> ModuleType:
     """Return the module of a device that `choose` returned."""
     return import_module(f'{__package__}.{KERNELS[device]}')
+
+
+def give_back(xp: ModuleType) -> None:
+    """Return to the device what NumPy or CuPy keeps of its memory for later."""
+    if pool := getattr(xp, 'get_default_memory_pool', None):
+        pool().free_all_blocks()
+
+
+def to_host(xp: ModuleType, array: Any) -> np.ndarray:
+    """Copy an array of NumPy or CuPy to the host."""
+    return getattr(xp, 'asnumpy', np.array)(array)
 
 
 def _trouble_with_cuda() -> str | None:

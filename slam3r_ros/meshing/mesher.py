@@ -152,7 +152,7 @@ class BlockMesher:
         if earlier is not None and keyframe.revision <= earlier.revision:
             self.duplicates += 1
             return
-        view, far_points = view_of(keyframe, self.voxel_size, self.volume.kernels)
+        view, far_points = self.volume.with_room(lambda: view_of(keyframe, self.voxel_size, self.volume.kernels))
         self.far_points += far_points
         if earlier is not None:
             self._leave(keyframe.id)
@@ -216,10 +216,10 @@ class BlockMesher:
                     and np.isfinite(keyframe.intrinsics).all() and min(keyframe.intrinsics[:2]) > 0)
 
     def _remesh(self) -> None:
-        self._extract()
+        self.volume.with_room(self._extract)
         while self._surface_bytes > SURFACE_BYTES * self.volume.max_blocks:
             self.volume.drop(max(len(self.volume.slots) // 50, 1))
-            self._extract()
+            self.volume.with_room(self._extract)
         if len(self._changed) > _KEYS * self.volume.max_blocks:  # only snapshots were asked for
             self._changed.clear()
             self._full_due = True
@@ -228,7 +228,6 @@ class BlockMesher:
         """Extract the blocks that are dirty once more."""
         slots = self.volume.slots
         stale = sorted(self.volume.dirty)
-        self.volume.dirty.clear()
         alive = np.array([key for key in stale if key in slots], np.int64)
         around = (alive[:, None] + NEIGHBOURS).ravel().tolist()
         places = np.fromiter(map(slots.get, around, repeat(-1)), np.int64, len(around)).reshape(-1, 8)
@@ -238,6 +237,7 @@ class BlockMesher:
         fresh = {key: MeshBlock(tuple(index), *surface)
                  for key, index, surface in zip(alive.tolist(), indices.tolist(), surfaces, strict=True)
                  if len(surface[2])}
+        self.volume.dirty.clear()  # the device may have been full until here
         for key in stale:
             old, new = self._surfaces.get(key), fresh.get(key)
             if not _same(old, new):

@@ -7,17 +7,23 @@ A voxel keeps five integer sums over its views: the weight, weight x distance, a
 blue.  Integers make the order of the views irrelevant and taking a view out exact.
 """
 
+import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import islice
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from slam3r_ros.mapping.frames import invert
+from slam3r_ros.meshing.backend import DeviceError, give_back, to_host
 from slam3r_ros.meshing.backend import kernels as kernels_of
 from slam3r_ros.meshing.lattice import EDGE, NEIGHBOURS, VOXELS, unpack
 from slam3r_ros.values import Intrinsics, Keyframe
+
+log = logging.getLogger(__name__)
+T = TypeVar('T')
 
 WEIGHT_STEPS = 255  # the weight of a view of confidence 1
 DISTANCE_STEPS = 32767  # the signed distance at the truncation
@@ -28,6 +34,7 @@ BLOCK_BYTES = VOXELS * 5 * 4  # of memory
 BAND_SAMPLES = 5  # along a ray through the truncation band; fewer than a block apart
 BLOCKS_PER_PIXEL = 3 * (COARSEST_PIXEL / EDGE) ** 2  # three layers of blocks behind the coarsest pixels
 FEWEST_BLOCKS = 64  # always allowed
+_MOVED = 1024  # blocks that move at once when the volume shrinks: 10 MB
 
 
 class View(NamedTuple):
@@ -89,6 +96,7 @@ class BlockVolume:
         dirty: keys of the blocks of which a cell reads a voxel that changed or went, since the reader last
             cleared it: a touched block and up to seven on its negative side.
         dropped: blocks that had to go since the volume was full, or could not come.
+        max_blocks: blocks held at most; halved when the device is full.
     """
 
     def __init__(self, voxel_size: float, truncation_voxels: float = 4.0, max_blocks: int = 65536,
@@ -113,20 +121,67 @@ class BlockVolume:
         """Forget every block; voxels are of that size from now on."""
         self.voxel_size = float(voxel_size)
         self.truncation = float(self.truncation_voxels * voxel_size)
-        self.sums = None  # lest both exist at once
-        self.sums = self.kernels.xp.zeros((self.max_blocks, VOXELS, 5), np.int32)
+        self._make_room(self.max_blocks)
         self.slots: OrderedDict[int, int] = OrderedDict()
         self.dirty: set[int] = set()
         self.dropped = 0
         self.clock = 0  # counts the views
-        self._unused = iter(range(self.max_blocks))
+
+    def _make_room(self, blocks: int) -> None:
+        """Take memory for so many blocks, all empty."""
+        self.max_blocks = blocks
+        self.sums = None  # lest both exist at once
+        give_back(self.kernels.xp)
+        self.sums = self.kernels.xp.zeros((blocks, VOXELS, 5), np.int32)
+        self._unused = iter(range(blocks))
         self._freed: list[int] = []
-        self._born = np.zeros(self.max_blocks, np.int64)  # clock
+        self._born = np.zeros(blocks, np.int64)  # clock
+
+    def with_room(self, work: Callable[[], T]) -> T:
+        """Do some work; when the device is full, free what is kept for later, halve the volume and do it once more.
+
+        Args:
+            work: must leave everything as it was when it raises.
+
+        Raises:
+            DeviceError: there is no room even so.
+        """
+        try:
+            return work()
+        except MemoryError as error:  # NumPy's or CuPy's
+            full = str(error)
+        give_back(self.kernels.xp)
+        try:
+            self._shrink()
+            log.warning('the memory of the device is full (%s): the mesh keeps %d blocks from now on', full, self.max_blocks)
+            return work()
+        except MemoryError as error:
+            full = str(error)
+        if self.sums is None:  # somebody else was faster than `_shrink`
+            self.slots.clear()
+            self._make_room(FEWEST_BLOCKS)
+        give_back(self.kernels.xp)
+        raise DeviceError(f'the memory of the device is full, even for {self.max_blocks} blocks ({full}): stop what else '
+                          'uses it, or take mesh_device:=cpu')
+
+    def _shrink(self) -> None:
+        """Halve the volume; the blocks that are the longest untouched go."""
+        xp = self.kernels.xp
+        self.drop(max(len(self.slots) - self.max_blocks // 2, 0))
+        old = np.fromiter(self.slots.values(), np.int64, len(self.slots))
+        parts = [slice(start, start + _MOVED) for start in range(0, len(old), _MOVED)]
+        kept = [to_host(xp, self.sums[xp.asarray(old[part])]) for part in parts]
+        born = self._born[old]
+        self._make_room(max(self.max_blocks // 2, len(old), FEWEST_BLOCKS))  # by way of the host: there is no room for both
+        for part, blocks in zip(parts, kept):
+            self.sums[part.start : part.start + len(blocks)] = xp.asarray(blocks)
+        self.slots = OrderedDict(zip(self.slots, self._unused))
+        self._born[: len(old)] = born
 
     def add(self, view: View) -> int:
         """Fuse a view into the blocks around its surface; return the clock to hand to `remove`."""
         self.clock += 1
-        keys, excess = self._band(view)
+        keys, excess = self.with_room(lambda: self._band(view))
         self.dropped += excess
         new = []
         for key in keys:
@@ -134,8 +189,8 @@ class BlockVolume:
                 self.slots.move_to_end(key)
             else:
                 new.append(key)
-        self._allocate(new, len(keys) - len(new))
-        self._fuse(view, [key for key in keys if key in self.slots], 1)
+        self.with_room(lambda: self._allocate(new, len(keys) - len(new)))
+        self._fuse(view, keys, 1)
         return self.clock
 
     def remove(self, view: View, entered: int) -> None:
@@ -145,8 +200,8 @@ class BlockVolume:
             view: exactly what `add` was given.
             entered: what `add` returned.
         """
-        self._fuse(view, [key for key in self._band(view)[0]
-                          if key in self.slots and self._born[self.slots[key]] <= entered], -1)
+        keys, _ = self.with_room(lambda: self._band(view))
+        self._fuse(view, [key for key in keys if key in self.slots and self._born[self.slots[key]] <= entered], -1)
 
     def drop(self, count: int) -> None:
         """Drop the `count` blocks that are the longest untouched."""
@@ -167,23 +222,28 @@ class BlockVolume:
         return keys.tolist(), 0
 
     def _fuse(self, view: View, keys: list[int], sign: int) -> None:
+        """Add a view to those of the blocks that exist, or take it out of them."""
+        lattice, filled, read = self.with_room(lambda: self._run_fuse(view, keys, sign))
+        self.dirty.update((lattice[:, None] - NEIGHBOURS)[read].tolist())
+        empty = lattice[~filled].tolist()
+        self.with_room(lambda: self._free([key for key in empty if key in self.slots]))
+
+    def _run_fuse(self, view: View, keys: list[int], sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        keys = [key for key in keys if key in self.slots]
+        lattice, slots = np.array(keys, np.int64), np.array([self.slots[key] for key in keys], np.int64)
         if not keys:
-            return
-        slots = np.array([self.slots[key] for key in keys], np.int64)
-        lattice = np.array(keys, np.int64)
-        filled, read = self.kernels.fuse(
+            return lattice, np.zeros(0, bool), np.zeros((0, 8), bool)
+        return lattice, *self.kernels.fuse(
             self.sums, slots, unpack(lattice), view.depth, view.weight, view.colors,
             _camera(view.intrinsics, invert(view.T_map_camera)), self.voxel_size, self.truncation, sign,
             self.max_weight)
-        self.dirty.update((lattice[:, None] - NEIGHBOURS)[read].tolist())
-        self._free(lattice[~filled].tolist())
 
     def _allocate(self, keys: list[int], touched: int) -> None:
         """Make room for blocks and make them, without dropping the `touched` newest."""
         excess = len(self.slots) + len(keys) - self.max_blocks
         if excess > 0:
             # A few more than needed, so that a full volume need not drop some at every view.
-            self.drop(min(max(excess, self.max_blocks // 50), len(self.slots) - touched))
+            self.drop(max(min(max(excess, self.max_blocks // 50), len(self.slots) - touched), 0))
             room = self.max_blocks - len(self.slots)
             self.dropped += max(len(keys) - room, 0)
             keys = keys[:room]
@@ -193,8 +253,10 @@ class BlockVolume:
 
     def _free(self, keys: list[int]) -> None:
         if keys:
-            slots = [self.slots.pop(key) for key in keys]
-            self.sums[self.kernels.xp.asarray(slots)] = 0
+            slots = [self.slots[key] for key in keys]
+            self.sums[self.kernels.xp.asarray(slots)] = 0  # may raise: the books come after
+            for key in keys:
+                del self.slots[key]
             self._freed += slots
 
 

@@ -10,11 +10,12 @@ file a set lacks are skipped.
 import json
 import os
 import re
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from slam3r_ros.bench.golden import generate
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBSET = ROOT / 'test/data/golden'
@@ -85,24 +86,6 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 def scaled_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-
-def generate(shapes: dict[str, list[int]], salt: str, confidence_shift: float = 0.0) -> dict[str, np.ndarray]:
-    """Make the weights of a network by the recipe of the vectors' authors."""
-    weights = {}
-    for key, shape in shapes.items():
-        generator = np.random.RandomState(zlib.crc32(f'{salt}:{key}'.encode()) & 0x7FFFFFFF)
-        noise = generator.standard_normal(int(np.prod(shape))).astype(np.float32).reshape(shape)
-        if len(shape) >= 2:
-            noise *= np.float32(1 / np.sqrt(np.prod(shape[1:])))
-        elif key.endswith('.weight'):
-            noise = np.float32(1) + np.float32(0.1) * noise
-        else:
-            noise *= np.float32(0.1)
-        if confidence_shift and key.startswith('downstream_head') and key.endswith('.bias'):
-            noise[len(noise) * 3 // 4 :] += np.float32(confidence_shift)
-        weights[key] = noise
-    return weights
 
 
 def load(network, name: str, strict: bool = True):

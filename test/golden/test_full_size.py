@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from golden import Vectors, generate, limit, pixels, point_error, read_json, relative_error, scaled_error
 
+from slam3r_ros.bench.golden import pointmap
+
 
 @pytest.fixture
 def empty(torch):
@@ -63,11 +65,7 @@ def test_numbers(empty, torch, within):
     scores = i2p.correlation(tokens[[query]], i2p.prepare(tokens[others], height, width), height, width)
     within('scores', relative_error(scores.numpy(), vectors[name[0]]), limit('conf'))
 
-    yy, xx = np.mgrid[0:height, 0:width].astype(np.float32)
-    points = torch.from_numpy(np.stack([
-        np.stack([(xx - 112) / 200 * (1 + 0.1 * i), (yy - 112) / 200, 1 + 0.3 * np.sin(xx / 40 + i) + 0.2 * np.cos(yy / 31)], -1)
-        for i in range(count)
-    ]).astype(np.float32))[:, None]  # fmt: skip
+    points = torch.from_numpy(np.stack([pointmap(i, height, width) for i in range(count)]))[:, None]
     within('pointmap', np.abs(points[:, 0, ::step, ::step].numpy() - vectors[f'l2w_pointmap_s{step}_check']).max(), 1e-6)
     others = [i for i in range(count) if i not in references]
     sides = l2w(tokens[references], tokens[others], points[references], points[others])

@@ -5,7 +5,9 @@
 To read it from the bottom up:
 
 - the networks: `config`, `layers`, `decoder`, `head`, `networks`;
-- what is done with them: `preprocess`, `pointmaps`, `buffer`, `scene`, `settings`, and the pipelines `online`, `offline`;
+- their number formats and layouts: `precision`;
+- what is done with them: `preprocess`, `pointmaps`, `buffer`, `candidates`, `scene`, `settings`, and the pipelines
+  `online`, `offline`;
 - their weights: `weights`, `checkpoints`, `download`;
 - what the rest of the program sees: `cameras`, `engine`.
 """

@@ -5,9 +5,9 @@
 import argparse
 import hashlib
 import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # no more than its name
 from typing import NamedTuple
 
 import torch
@@ -95,7 +95,7 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
         # Training scripts put their arguments beside the weights; a Namespace runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise CheckpointError(
             f'{path} is no plain checkpoint: it is damaged or holds code, which is not run; {REMEDY}'
         ) from error

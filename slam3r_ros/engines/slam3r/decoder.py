@@ -2,12 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The multi-view decoder block: a view attends to many others and keeps, per channel, the strongest answer."""
 
+from functools import reduce
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from slam3r_ros.engines.slam3r.layers import LayerNorm, Mlp, Rotation, SelfAttention, join_heads, rotate, split_heads
+from slam3r_ros.engines.slam3r.layers import (
+    LayerNorm,
+    Mlp,
+    Rotation,
+    SelfAttention,
+    attend,
+    join_heads,
+    rotate,
+    split_heads,
+)
 
 
 class Memory(NamedTuple):
@@ -47,7 +57,7 @@ class CrossAttention(nn.Module):
         views = len(memory.keys)
         row = queries.permute(1, 2, 0, 3, 4).flatten(2, 3)  # (B, heads, A S, head width)
         row = row.expand(views, *row.shape).flatten(0, 1)  # (M B, heads, A S, head width)
-        seen = scaled_dot_product_attention(row, memory.keys.flatten(0, 1), memory.values.flatten(0, 1))
+        seen = attend(row, memory.keys.flatten(0, 1), memory.values.flatten(0, 1))
         answers = self.proj(join_heads(seen)).unflatten(0, (views, batch))  # (M, B, A S, width)
         return answers.amax(dim=0).unflatten(1, (targets, size)).transpose(0, 1)
 
@@ -82,9 +92,9 @@ class MultiviewDecoderBlock(nn.Module):
         """Return what views (M, B, S, width), at the block's input, answer."""
         return self.cross_attn.memory(self.norm_y(views), rotation)
 
-    def attend_memory(self, targets: Tensor, queries: Tensor, memory: Memory) -> Tensor:
-        """Let the targets (A, B, S, width) look at the memory, and end the block."""
-        targets = targets + self.cross_attn(queries, memory)
+    def attend_memory(self, targets: Tensor, queries: Tensor, *memories: Memory) -> Tensor:
+        """Let the targets (A, B, S, width) look at the memory, in one or more parts, and end the block."""
+        targets = targets + reduce(torch.maximum, (self.cross_attn(queries, memory) for memory in memories))
         return targets + self.mlp(self.norm3(targets))
 
     def forward(self, targets: Tensor, views: Tensor, rotation: Rotation) -> Tensor:

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SLAM3R behind the engine protocol: pointmaps become poses, a focal length and keyframes."""
 
+import logging
+import os
 import time
 from collections import defaultdict, deque
 from dataclasses import dataclass, replace
@@ -16,6 +18,7 @@ from slam3r_ros.engines.slam3r.config import SIDE
 from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
 from slam3r_ros.engines.slam3r.pointmaps import relative
+from slam3r_ros.engines.slam3r.precision import PrecisionError, choose, convert
 from slam3r_ros.engines.slam3r.preprocess import square, to_rgb, to_tensor
 from slam3r_ros.engines.slam3r.scene import Scene
 from slam3r_ros.engines.slam3r.settings import Settings
@@ -24,12 +27,13 @@ from slam3r_ros.mapping.pointmap_pose import PoseError
 from slam3r_ros.mapping.selection import MAX_STRIDE
 from slam3r_ros.values import Frame, Intrinsics, Keyframe, Pose, State
 
+log = logging.getLogger(__name__)
+
 HELD = 10  # frames to hold back until there is good advice on the stride
 ADVICE = 5  # latest frames whose advice makes the stride
 MIN_INLIERS = 0.3  # share of points that the pose of a tracked frame must explain
 SURE = 0.8  # relative confidence of a frame that needs no closer keyframes
 TIMES = 500  # samples per stage
-PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Slam3rEngine(SingleMap):
         self,
         checkpoints: str = '',
         device: str = 'auto',
-        precision: str = 'float32',
+        precision: str = 'auto',
         stride: int = 0,
         focal: float = 0.0,
         min_confidence: float = 3.0,
@@ -75,20 +79,18 @@ class Slam3rEngine(SingleMap):
         Args:
             checkpoints: folder of the weights; empty for the default one.
             device: 'cpu', 'cuda' or 'auto'.
-            precision: 'float32', 'bfloat16' or 'float16'.
+            precision: of the networks, one of `precision.PRECISIONS`.
             stride: frames between the keyframes of the reconstruction; 0 follows the frames' advice.
             focal: pixels of the frames, for frames without intrinsics; 0 = estimate it.
             min_confidence: of a registered point; what has less is left out of keyframes.
             settings: of the reconstruction; its stride does not count.
-            networks: instead of the official ones, on the device.
+            networks: instead of the official ones, on the device and in their precision.
             side: pixels of the square that the networks see.
             map_id: of the first map.
 
         Raises:
-            EngineError: the weights or the device cannot be had.
+            EngineError: the weights, the device or the precision cannot be had.
         """
-        if precision not in PRECISIONS:
-            raise EngineError(f'there is no precision {precision!r}: use one of {", ".join(PRECISIONS)}')
         if device == 'auto':
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
         try:
@@ -96,12 +98,21 @@ class Slam3rEngine(SingleMap):
         except (RuntimeError, AssertionError) as error:
             raise EngineError(f"there is no device {device!r} ({error}): use 'cpu', 'cuda' or 'auto'") from error
         try:
+            self.precision = choose(precision, torch.device(device))
             if networks is None:
-                networks = tuple(load(kind, find(kind, checkpoints), device=device)[0] for kind in (I2P, L2W))
-        except RuntimeError as error:  # a file is wrong, or the device is full
+                loaded = (load(kind, find(kind, checkpoints))[0] for kind in (I2P, L2W))
+                networks = tuple(convert(network, self.precision, torch.device(device)) for network in loaded)
+        except PrecisionError as error:
             raise EngineError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise _full(device, 'for the networks', error) from None
+        except RuntimeError as error:  # a file is wrong
+            raise EngineError(str(error)) from error
+        log.info('the networks compute on %s in %s', device, self.precision)
+        if device == 'cpu':
+            torch.set_num_threads(_threads())
         self.device = device
-        self._networks, self._autocast = networks, PRECISIONS[precision]
+        self._networks = networks
         self._stride, self._focal, self._min_confidence = stride, focal, min_confidence
         self._settings, self._side, self._map_id = settings, side, map_id
         self._times: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=TIMES))
@@ -130,6 +141,11 @@ class Slam3rEngine(SingleMap):
         return self._state
 
     @property
+    def degraded(self) -> str:
+        """What the reconstruction does without, the device's memory being full; empty where nothing is missing."""
+        return self._pipeline.degraded if self._pipeline else ''
+
+    @property
     def milliseconds(self) -> dict[str, float]:
         """Median time of the networks and of the pose, per frame."""
         return {stage: float(np.median(times)) for stage, times in self._times.items()}
@@ -138,7 +154,7 @@ class Slam3rEngine(SingleMap):
         """Take the next frame of the stream.
 
         Raises:
-            EngineError: the frame holds no image.
+            EngineError: the frame holds no image, or the device has no room for it; the next one may be taken.
         """
         try:
             image, crop = square(to_rgb(frame.image), self._side)
@@ -169,17 +185,29 @@ class Slam3rEngine(SingleMap):
     def _open(self, stride: int, window: int = 0) -> EngineOutput:
         """Begin a reconstruction with the frames that were held back."""
         settings = replace(self._settings, stride=stride, window=window or self._settings.window)
-        scene = Scene(*self._networks, settings.min_confidence, settings.normalise_input, self._autocast)
+        scene = Scene(*self._networks, settings.min_confidence, settings.normalise_input)
         self._pipeline, self._cameras = OnlinePipeline(scene, settings), Cameras(self._side)
         held, self._held = self._held, []
-        outputs = [self._take(frame) for frame in held]
-        return EngineOutput(outputs[-1].pose, tuple(keyframe for output in outputs for keyframe in output.keyframes))
+        outputs, failure = [EngineOutput(None)], None
+        for frame in held:
+            try:
+                outputs.append(self._take(frame))
+            except EngineError as error:
+                failure = error
+                log.error('frame %d: %s', frame.id, error)
+        keyframes = tuple(keyframe for output in outputs for keyframe in output.keyframes)
+        if failure and not keyframes:  # else what the other frames brought would go with this one
+            raise failure
+        return EngineOutput(outputs[-1].pose, keyframes)
 
     def _advance(self, frame: _Waiting) -> EngineOutput:
         """Hand a frame to the networks, and make poses and keyframes of what they give."""
         self._waiting[self._pipeline.count] = frame
         start = time.perf_counter()
-        registered = self._pipeline.process(to_tensor(frame.image))
+        try:
+            registered = self._pipeline.process(to_tensor(frame.image))
+        except torch.OutOfMemoryError as error:
+            raise _full(self.device, 'even for the fewest frames at once', error) from None
         self._times['networks'].append(1000 * (time.perf_counter() - start))
         if not registered:
             return EngineOutput(None)
@@ -264,3 +292,20 @@ class Slam3rEngine(SingleMap):
     def close(self) -> None:
         """Free the frames that are held; the networks go with the engine."""
         self._begin()
+
+
+def _threads() -> int:
+    """Return how many threads to compute with: of three cores or more, one is left to the rest of ROS.
+
+    Two threads that wait for each other at every layer are slower than one where a busy process takes a core.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return min(torch.get_num_threads(), max(cores - 1, 2))
+
+
+def _full(device: str, what: str, error: torch.OutOfMemoryError) -> EngineError:
+    """Return what is said of a full device; the error's own traceback would keep tensors alive."""
+    return EngineError(
+        f'the memory of {device} is full, {what}: stop what else uses it, take precision:=float16 or engine:=geometric '
+        f'({str(error).splitlines()[0]})'
+    )

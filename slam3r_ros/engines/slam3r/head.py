@@ -23,7 +23,7 @@ class LinearHead(nn.Module):
         """
         raw = self.proj(tokens).unflatten(1, (rows, columns)).unflatten(-1, (4, self.patch, self.patch))
         raw = raw.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # (N, 4, H, W): pixel shuffle
-        points, confidence = unfold(raw.float(), self.confidence_floor)
+        points, confidence = unfold(raw, self.confidence_floor)
         if rows > columns:
             points, confidence = points.transpose(1, 2), confidence.transpose(1, 2)
         return points, confidence

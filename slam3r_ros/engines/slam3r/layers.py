@@ -5,7 +5,6 @@
 Attribute names are the key names of the official checkpoints throughout this folder.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -21,12 +20,6 @@ class Rotation(NamedTuple):
 
     cos: Tensor
     sin: Tensor
-
-
-def float32(device: torch.device) -> AbstractContextManager:
-    """Suspend autocast: coordinates enter and leave in float32, as a bfloat16 holds them to 0.4 % only."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def rotary(positions: Tensor, width: int, base: float) -> Rotation:
@@ -48,15 +41,37 @@ def rotary(positions: Tensor, width: int, base: float) -> Rotation:
 
 
 @lru_cache(maxsize=16)
-def grid_rotation(rows: int, columns: int, width: int, base: float, device: torch.device) -> Rotation:
-    """Tabulate the rotary code of a grid of tokens in row-major order, (rows * columns, width)."""
+def grid_rotation(
+    rows: int, columns: int, width: int, base: float, device: torch.device, in_pairs: bool = False
+) -> Rotation | Tensor:
+    """Tabulate the rotary code of a grid of tokens in row-major order, (rows * columns, width), or as `paired` does."""
     with torch.inference_mode(False):  # the table outlives the call
         grid = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
-        return rotary(grid, width, base)
+        rotation = rotary(grid, width, base)
+        return paired(rotation) if in_pairs else rotation
 
 
-def rotate(tokens: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the channels of queries or keys (..., S, head width) by their positions."""
+def paired(rotation: Rotation) -> Tensor:
+    """Return the code for heads in the order of `pairs`: a complex number each, (..., S, head width / 2)."""
+    order = pairs(rotation.cos.shape[-1])[::2]
+    return torch.complex(rotation.cos[..., order], rotation.sin[..., order])
+
+
+def pairs(width: int) -> Tensor:
+    """Return the order of a head's channels (width,) in which those that turn together are neighbours."""
+    return torch.arange(width).view(2, 2, -1).transpose(1, 2).flatten()
+
+
+def rotate(tokens: Tensor, rotation: Rotation | Tensor) -> Tensor:
+    """Turn the channels of queries or keys (..., S, head width) by their positions.
+
+    Args:
+        tokens: queries or keys.
+        rotation: the code; that of `paired` for channels in the order of `pairs`, ten times as fast.
+    """
+    if isinstance(rotation, Tensor):
+        turned = torch.view_as_complex(tokens.float().unflatten(-1, (-1, 2))) * rotation
+        return torch.view_as_real(turned).flatten(-2).to(tokens.dtype)
     halves = tokens.unflatten(-1, (2, 2, -1))  # (..., S, row|column, u|v, m/2)
     u, v = halves.unbind(-2)
     turned = torch.stack([-v, u], dim=-2).flatten(-3)
@@ -82,6 +97,14 @@ def embed_patches(image: Tensor, projection: nn.Conv2d) -> Tensor:
     squares = image.unfold(2, edge, edge).unfold(3, edge, edge)  # (B, C, rows, columns, edge, edge)
     squares = squares.permute(0, 2, 3, 1, 4, 5).reshape(batch, -1, projection.weight[0].numel())
     return linear(squares, projection.weight.flatten(1), projection.bias)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Return the softmax attention of queries (..., Q, width) to keys and values (..., S, width)."""
+    if queries.device.type == 'cpu' and queries.dtype == torch.bfloat16:  # torch's own is half as fast there
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        return scores.softmax(dim=-1) @ values
+    return scaled_dot_product_attention(queries, keys, values)
 
 
 class PatchEmbed(nn.Module):
@@ -110,7 +133,7 @@ class SelfAttention(nn.Module):
     def forward(self, tokens: Tensor, rotation: Rotation) -> Tensor:
         """Attend within each view (B, S, width)."""
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(tokens).chunk(3, dim=-1))
-        return self.proj(join_heads(scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v)))
+        return self.proj(join_heads(attend(rotate(q, rotation), rotate(k, rotation), v)))
 
 
 class Mlp(nn.Module):

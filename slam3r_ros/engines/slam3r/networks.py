@@ -26,7 +26,6 @@ from slam3r_ros.engines.slam3r.layers import (
     PatchEmbed,
     Rotation,
     embed_patches,
-    float32,
     grid_rotation,
 )
 
@@ -52,6 +51,11 @@ class Candidates(NamedTuple):
     queries: Tensor  # (K, B, heads, S, head width)
     memory: Memory  # for the reference side
 
+    def split(self, at_once: int) -> list['Candidates']:
+        """Part them, so many at once; nothing is copied."""
+        tokens, queries, keys, values = (part.split(at_once) for part in (self.tokens, self.queries, *self.memory))
+        return [Candidates(*some, Memory(*memory)) for *some, memory in zip(tokens, queries, zip(keys, values))]
+
 
 class TwoSidedNetwork(nn.Module):
     """The trunk and heads that both networks share."""
@@ -60,6 +64,7 @@ class TwoSidedNetwork(nn.Module):
         """Make the layers, with random weights."""
         super().__init__()
         self.config = config
+        self.pairs = False  # `precision.convert` has put the channels of heads in pairs
         E, D = config.encoder_width, config.decoder_width
         self.patch_embed = PatchEmbed(3, E, config.patch)
         self.enc_norm = LayerNorm(E)
@@ -82,14 +87,16 @@ class TwoSidedNetwork(nn.Module):
             raise ValueError(f'images must be multiples of {self.config.patch} pixels, got {height} x {width}')
         return height // self.config.patch, width // self.config.patch
 
-    def rotation(self, rows: int, columns: int) -> Rotation:
+    def rotation(self, rows: int, columns: int) -> Rotation | Tensor:
         """Return the decoder's position code."""
-        width = self.config.decoder_width // self.config.decoder_heads
-        return grid_rotation(rows, columns, width, self.config.rope_base, self.dec_norm.weight.device)
+        return self._rotation(rows, columns, self.config.decoder_width // self.config.decoder_heads)
+
+    def _rotation(self, rows: int, columns: int, width: int) -> Rotation | Tensor:
+        return grid_rotation(rows, columns, width, self.config.rope_base, self.dec_norm.weight.device, self.pairs)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Bring image tokens (..., S, E), as the encoder gives them, to the decoder's width (..., S, D)."""
-        return self.decoder_embed(self.enc_norm(tokens))
+        return self.decoder_embed(self.enc_norm(tokens)).float()
 
     def decode(
         self,
@@ -130,8 +137,7 @@ class TwoSidedNetwork(nn.Module):
         """Turn decoded tokens (N, B, S, D) into pointmaps."""
         if tokens is None:
             return None
-        with float32(tokens.device):
-            points, confidence = head(self.dec_norm(tokens.float().flatten(0, 1)), rows, columns)
+        points, confidence = head(self.dec_norm(tokens.flatten(0, 1)), rows, columns)
         return Maps(points.unflatten(0, tokens.shape[:2]), confidence.unflatten(0, tokens.shape[:2]))
 
     def heads(self, decoded: Sides, rows: int, columns: int) -> tuple[Maps | None, Maps | None]:
@@ -157,9 +163,8 @@ class Image2Points(TwoSidedNetwork):
 
     def encode(self, images: Tensor) -> Tensor:
         """Turn images (N, 3, H, W) in [-1, 1] into tokens (N, S, E), without the final norm, which differs per network."""
-        rows, columns = self.grid(*images.shape[-2:])
-        width = self.config.encoder_width // self.config.encoder_heads
-        rotation = grid_rotation(rows, columns, width, self.config.rope_base, images.device)
+        config = self.config
+        rotation = self._rotation(*self.grid(*images.shape[-2:]), config.encoder_width // config.encoder_heads)
         tokens = self.patch_embed(images)
         for block in self.enc_blocks:
             tokens = block(tokens, rotation)
@@ -195,7 +200,13 @@ class Image2Points(TwoSidedNetwork):
         return Candidates(attended, queries, self.mv_dec_blocks1[0].memory(embedded, rotation))
 
     def correlation(
-        self, query: Tensor, candidates: Candidates, height: int, width: int, depth: int = 2
+        self,
+        query: Tensor,
+        candidates: Candidates,
+        height: int,
+        width: int,
+        depth: int = 2,
+        at_once: int | None = None,
     ) -> Tensor:
         """Score how much candidates see of the query, by the first layers of the decoder.
 
@@ -205,19 +216,27 @@ class Image2Points(TwoSidedNetwork):
             height: of the images, pixels.
             width: of the images, pixels.
             depth: how many layers.
+            at_once: candidates to work on together, for the sake of memory; None for all.
 
         Returns:
             (K, B, S) scores above 1 of every token of every candidate.
         """
         rotation = self.rotation(*self.grid(height, width))
         block1, block2 = self.mv_dec_blocks1[0], self.mv_dec_blocks2[0]
+        parts = candidates.split(at_once or len(candidates.tokens))
         embedded = self.embed(query)
-        sources = block2.attend_memory(candidates.tokens, candidates.queries, block2.memory(embedded, rotation))
+        memory = block2.memory(embedded, rotation)
+        sources = [block2.attend_memory(part.tokens, part.queries, memory) for part in parts]
         if depth > 1:
             attended = block1.attend_self(embedded, rotation)
-            reference = block1.attend_memory(attended, block1.queries(attended, rotation), candidates.memory)
-            sources = self.decode(reference, sources, rotation, wanted='sources', layers=slice(1, depth)).sources
-        return 1 + self.corr_score_proj(self.corr_score_norm(sources)).float().squeeze(-1).exp()
+            queries = block1.queries(attended, rotation)
+            reference = block1.attend_memory(attended, queries, *(part.memory for part in parts))
+        for layer, (block1, block2) in enumerate(zip(self.mv_dec_blocks1[1:depth], self.mv_dec_blocks2[1:depth]), 2):
+            before = sources
+            sources = [block2(part, reference, rotation) for part in before]
+            reference = block1(reference, torch.cat(before), rotation) if layer < depth else None
+        scores = [self.corr_score_proj(self.corr_score_norm(part)) for part in sources]
+        return 1 + torch.cat(scores).squeeze(-1).exp()
 
 
 class Local2World(TwoSidedNetwork):
@@ -237,8 +256,7 @@ class Local2World(TwoSidedNetwork):
             points: the pointmaps.
             void: (N, B, S) bool, tokens that have no geometry.
         """
-        with float32(points.device):
-            tokens = embed_patches(points.flatten(0, 1).permute(0, 3, 1, 2), self.ponit_embedder)
+        tokens = embed_patches(points.flatten(0, 1).permute(0, 3, 1, 2), self.ponit_embedder)
         tokens = tokens.unflatten(0, points.shape[:2])
         return tokens if void is None else torch.where(void[..., None], self.void_pe_token.to(tokens.dtype), tokens)
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frame by frame: what is said of a frame has seen no later one."""
 
+import logging
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,11 +12,14 @@ from slam3r_ros.engines.slam3r.buffer import SceneBuffer, check_room
 from slam3r_ros.engines.slam3r.scene import Scene, View
 from slam3r_ros.engines.slam3r.settings import Settings
 
+log = logging.getLogger(__name__)
+
 
 class OnlinePipeline:
     """SLAM3R on a stream.
 
     In mode `fixed` it holds the frames of the scene buffer and the latest ones, however long the stream.
+    When the memory of the device is full it looks at half as many frames at once from then on, and forgets nothing.
 
     Attributes:
         count: frames taken so far; the next one gets this number.
@@ -37,6 +42,7 @@ class OnlinePipeline:
         self.count = 0
         self.stride = settings.stride
         self.buffer: SceneBuffer | None = None  # from the end of the initialisation
+        self._share = 1  # a call of the networks takes a share of the frames that the settings allow: one in so many
         # 'as_is' repeats the slips of the official code, see `Settings`.
         self.retrieves_positions = self.grows_references = settings.mode == 'as_is'
         self._retrieved: list[int] = []
@@ -47,10 +53,24 @@ class OnlinePipeline:
 
         Raises:
             ValueError: it is not of the size of those before; it is then as if it had not come.
+            torch.OutOfMemoryError: the device has no room for the fewest frames; likewise.
         """
         number = self.count
+        while True:
+            try:
+                return self._process(image, number)
+            except torch.OutOfMemoryError as error:
+                full = error.with_traceback(None)  # which would hold the tensors of what was tried
+            self.count = number
+            self.scene.forget(lambda other: other != number)
+            torch.cuda.empty_cache()
+            if not self._halve():
+                raise full
+
+    def _process(self, image: Tensor, number: int) -> list[tuple[int, View]]:
+        """Do all of `process` but mending; what it did can be done again."""
         self.scene.encode(image[None], number)
-        self.count += 1
+        self.count = number + 1
         last_of_window = (self.settings.window - 1) * self.settings.stride
         if number < last_of_window:
             return []
@@ -65,17 +85,42 @@ class OnlinePipeline:
             self._forget()
         return registered
 
+    @property
+    def reach(self) -> tuple[int, int]:
+        """How many scene frames are retrieved, and how many of the keyframes just before help."""
+        return tuple(max(count // self._share, 1) for count in (self.settings.scene_frames, self.settings.radius))
+
+    @property
+    def degraded(self) -> str:
+        """What it does without, the memory being full; empty where nothing is missing."""
+        scene_frames, radius = self.reach
+        return '' if self._share == 1 else (
+            f'the memory of {self.scene.device} was full: {scene_frames} scene frames and {radius} neighbours '
+            f'instead of {self.settings.scene_frames} and {self.settings.radius}'
+        )
+
+    def _halve(self) -> bool:
+        """Take half as many frames at once; return whether there was anything to halve."""
+        if self._share >= max(self.settings.window // 2, self.settings.scene_frames, self.settings.radius):
+            return False
+        self._share *= 2
+        self.scene.parts = self._share
+        self._retrieved = []
+        log.warning('%s', self.degraded)
+        return True
+
     def _begin(self, last: int) -> None:
         settings, scene = self.settings, self.scene
-        keyframes = list(range(0, last + 1, settings.stride))
+        widest = settings.stride * (settings.window - 1)  # which takes in the first and the last
+        keyframes = list(range(0, last + 1, min(settings.stride * self._share, widest)))
         scene.begin(keyframes, shrink=False)
-        others = [i for i in range(last) if i not in keyframes]
+        others = [i for i in range(last + 1) if i not in keyframes]
         for number in others:
             scene.locate(number, keyframes)
         scene.begin_between(keyframes, others)
         self.buffer = SceneBuffer(
             keyframes,
-            len(keyframes) * settings.stride + 1,
+            settings.window * settings.stride + 1,
             settings.buffer_size,
             settings.buffer_strategy,
             settings.buffer_interval,
@@ -90,12 +135,12 @@ class OnlinePipeline:
 
     def _references(self, number: int) -> list[int]:
         """Return retrieved scene frames, then the keyframes just before."""
-        settings = self.settings
+        settings, (scene_frames, radius) = self.settings, self.reach
         if number % settings.retrieve_every == 0 or not self._retrieved:
-            chosen = self.scene.retrieve([number], self.buffer.frames, settings.scene_frames)
+            chosen = self.scene.retrieve([number], self.buffer.frames, scene_frames)
             self._retrieved = chosen if self.retrieves_positions else [self.buffer.frames[i] for i in chosen]
         references = self._retrieved if self.grows_references else list(self._retrieved)
-        for step in range(1, settings.radius + 1):
+        for step in range(1, radius + 1):
             before = number - step * self.stride
             if before in self.scene.views and before not in references:
                 references.append(before)

@@ -3,14 +3,16 @@
 """What both pipelines work on: frames by their number, and the calls of the networks on them."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from slam3r_ros.engines.slam3r.networks import Candidates, Image2Points, Local2World, Maps
+from slam3r_ros.engines.slam3r.candidates import CandidateStore
+from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World, Maps
 from slam3r_ros.engines.slam3r.pointmaps import best_candidates, mean_distance, normalise, relative
+
+_IN_CACHE = 10  # candidates that a CPU scores at once: what lies between the layers then stays in its cache
 
 
 @dataclass
@@ -28,7 +30,6 @@ class View:
     world: Tensor | None = None  # (H, W, 3)
     confidence: Tensor | None = None  # (H, W)
     mean: float = 0.0  # of the confidence
-    prepared: Candidates | None = None  # for retrieval
 
     @property
     def quality(self) -> float:
@@ -45,7 +46,6 @@ class Scene:
         local2world: Local2World,
         min_confidence: float,
         normalise_input: bool = False,
-        autocast: torch.dtype | None = None,
     ) -> None:
         """Begin with no frames.
 
@@ -54,23 +54,20 @@ class Scene:
             local2world: the second, on the same device.
             min_confidence: a local point must exceed it.
             normalise_input: brings all maps to a unit mean distance before they are registered.
-            autocast: reduced precision, bfloat16 or float16; None computes in float32.
         """
         self.views: dict[int, View] = {}
         self.size = 0, 0  # height and width of the images
+        self.prepared = CandidateStore()
+        self.parts = 1  # in which candidates are scored, so that the memory bears it
         self._image2points = image2points
         self._local2world = local2world
         self._min_confidence = min_confidence
         self._normalise_input = normalise_input
-        self._autocast = autocast
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return self._image2points.dec_norm.weight.device
-
-    def _precision(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext()
 
     def encode(self, images: Tensor, first: int) -> None:
         """Add frames (N, 3, H, W), numbered from `first`.
@@ -82,8 +79,10 @@ class Scene:
         if self.views and size != self.size:
             raise ValueError(f'frame {first} has {size} pixels, those before {self.size}: crop all to one size')
         self.size = size
-        with self._precision():
-            tokens = self._image2points.encode(images.to(self.device)).float()
+        self.add(self._image2points.encode(images.to(self.device)), first)
+
+    def add(self, tokens: Tensor, first: int) -> None:
+        """Add frames by what the encoder said of them (N, S, E), numbered from `first`."""
         for number, view in enumerate(tokens.unbind(), first):
             self.views[number] = View(view)
 
@@ -110,8 +109,7 @@ class Scene:
             raise ValueError(f'a window needs two views at least, got {windows[0]}')
         tokens = torch.cat([self._tokens(window) for window in windows], dim=1)  # (V, B, S, E)
         others = [i for i in range(len(tokens)) if i != reference]
-        with self._precision():
-            return self._image2points(tokens[[reference]], tokens[others], *self.size, wanted=wanted)
+        return self._image2points(tokens[[reference]], tokens[others], *self.size, wanted=wanted)
 
     def locate(self, number: int, neighbours: Sequence[int]) -> None:
         """Find the local map of a frame with the help of its neighbours."""
@@ -133,10 +131,7 @@ class Scene:
         if self._normalise_input:
             factor = mean_distance(list(known))
             known, local = known / factor, torch.stack([points / mean_distance([points]) for points in local])
-        with self._precision():
-            _, maps = self._local2world(
-                self._tokens(references), self._tokens(sources), known, local, wanted='sources'
-            )
+        _, maps = self._local2world(self._tokens(references), self._tokens(sources), known, local, wanted='sources')
         for number, points, confidence in zip(sources, *maps):
             view = self.views[number]
             view.world, view.confidence = (points * factor)[0], confidence[0]
@@ -150,13 +145,15 @@ class Scene:
 
     def correlate(self, queries: Sequence[int], candidates: Sequence[int]) -> Tensor:
         """Return the correlation scores (K, Q, S) of K candidates with Q queries."""
-        with self._precision():
-            for number in candidates:
-                if self.views[number].prepared is None:
-                    self.views[number].prepared = self._image2points.prepare(self._tokens([number]), *self.size)
-            prepared = concatenate([self.views[number].prepared for number in candidates])
-            scores = [self._image2points.correlation(self._tokens([query]), prepared, *self.size) for query in queries]
-        return torch.cat(scores, dim=1)
+        network = self._image2points
+        self.prepared.hold(candidates, lambda number: network.prepare(self._tokens([number]), *self.size))
+        at_once = min(len(candidates), _IN_CACHE) if self.device.type == 'cpu' else len(candidates)
+        at_once = -(-at_once // self.parts)
+        prepared = self.prepared.all
+        scores = [
+            network.correlation(self._tokens([query]), prepared, *self.size, at_once=at_once) for query in queries
+        ]
+        return self.prepared.in_order(torch.cat(scores, dim=1), candidates)
 
     def begin(self, keyframes: Sequence[int], shrink: bool, min_score: float = 5.0, min_window: int = 3) -> int:
         """Reconstruct the first keyframes together, in the frame of the one that sees most.
@@ -209,11 +206,3 @@ class Scene:
 def join(maps: tuple[Maps, Maps], reference: int) -> Maps:
     """Put the maps of a reference (1, ...) and of its sources (V - 1, ...) in the order of the window, (V, ...)."""
     return Maps(*(torch.cat([other[:reference], own, other[reference:]]) for own, other in zip(*maps)))
-
-
-def concatenate(candidates: Sequence[Candidates]) -> Candidates:
-    """Join candidates that were prepared apart."""
-    tokens, queries, memories = zip(*candidates)
-    return Candidates(
-        torch.cat(tokens), torch.cat(queries), type(memories[0])(*(torch.cat(part) for part in zip(*memories)))
-    )

@@ -1,0 +1,258 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`slam3r bench latency`: from the camera to the pose on TF, through the real nodes, and where the time goes.
+
+The bundled clip, as it is and enlarged, is played as H.264: at its own pace, frames dropped rather than late, for the
+latency; then as fast as the nodes go for the frames a second.  The nodes run in a process of their own, and this one
+listens to /tf.  A file's picture is decoded before its time has come, a camera's only then: so the latency counts from
+that time, and decoding is added.  The stages are the calls of a few functions, timed from outside; frames are told by
+their stamps, and both processes read one monotonic clock.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import rclpy
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from tf2_msgs.msg import TFMessage
+
+from slam3r_ros.bench.mesher import Figure
+from slam3r_ros.graph import bundled_clip, isolate, run_graph
+from slam3r_ros.mapping.selection import FrameSelector
+from slam3r_ros.msg import SlamStatus
+from slam3r_ros.transport.stamps import from_stamp
+from slam3r_ros.transport.tuning import tuning
+from slam3r_ros.video import file as video_file
+from slam3r_ros.video.decoder import Decoder
+from slam3r_ros.video.source import open_source
+from slam3r_ros.video.synthetic import FPS, write_video
+
+SIZES = {'640x480': (640, 480), '1920x1080': (1920, 1080)}
+STAGES = (
+    'decode', 'convert', 'start late', 'wait for selector', 'select', 'wait for engine', 'engine', 'make message', 'DDS',
+)  # fmt: skip
+MAX_LATENCY = 100.0  # milliseconds, of 95 in 100 poses
+MIN_SHARE = 0.9  # of the frames a second that the networks alone would do, on a GPU
+
+Times = dict[str, dict[int, tuple[int, int]]]  # by stage, then by stamp: when it began and ended, monotonic nanoseconds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument('--engine', default='geometric', choices=('geometric', 'slam3r'), help='(default: geometric)')
+    parser.add_argument('--checkpoints', default='', metavar='FOLDER', help='of the weights of slam3r')
+    parser.add_argument('--sizes', nargs='+', default=[*SIZES], choices=SIZES, help='of the video (default: both)')
+    parser.add_argument('--frames', type=int, default=300, help='of the bundled clip (default: 300, all)')
+    parser.add_argument('--json', type=Path, help='file to write the figures to')
+    parser.add_argument('--once', nargs=2, metavar=('VIDEO', 'PACE'), help=argparse.SUPPRESS)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Measure, print the table and the limits; return 1 where one is missed."""
+    isolate()
+    if arguments.once:
+        print(json.dumps(run_once(*arguments.once, arguments.engine, arguments.checkpoints)))
+        return 0
+    results: dict[str, dict] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in arguments.sizes:
+            video = Path(folder, f'{size}.mp4')
+            write_video(video, clip(arguments.frames, *SIZES[size]), preset='veryfast')
+            times, arrived, inside = listen(video, 'paced', arguments)
+            results[size] = sum_up(times, arrived) | {'engine': inside}
+            times, arrived, _ = listen(video, 'free', arguments)
+            results[size] |= speed(times, arrived)
+    print(format_table(results))
+    figures = judge(results, arguments.engine)
+    for figure in figures:
+        print(figure)
+    if arguments.json:
+        rows = [figure._asdict() | {'missed': figure.missed} for figure in figures]
+        arguments.json.write_text(json.dumps({'sizes': results, 'figures': rows}, indent=2) + '\n')
+    return int(any(figure.missed for figure in figures))
+
+
+def clip(frames: int, width: int, height: int) -> Iterator[np.ndarray]:
+    """Yield images (H, W, 3) uint8 of the bundled clip, cut to the aspect and enlarged."""
+    with closing(open_source(str(bundled_clip() / 'video.mp4'))) as source:
+        for frame in islice(source, frames):
+            rows = round(frame.image.shape[1] * height / width)
+            top = (len(frame.image) - rows) // 2
+            yield cv2.resize(frame.image[top : top + rows], (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def run_once(video: str, pace: str, engine: str, checkpoints: str) -> dict[str, Any]:
+    """Run the nodes in this process; return when each stage began and ended."""
+    paced = pace == 'paced'
+    parameters = {
+        'video_decoder': {'input': video, 'realtime': paced},
+        'slam3r': {'engine': engine, 'checkpoints_dir': checkpoints, 'lossless': not paced},
+    }
+    with timed(engine) as times:
+        run_graph(parameters)
+    return {stage: list(each.items()) for stage, each in times.items()}
+
+
+@contextmanager
+def timed(engine: str) -> Iterator[Times]:
+    """Note when the functions that make up the stages are called; pictures are known by number, frames by stamp."""
+    if engine == 'slam3r':
+        from slam3r_ros.engines.slam3r.engine import Slam3rEngine as Engine
+    else:
+        from slam3r_ros.engines.geometric.engine import GeometricEngine as Engine
+    from slam3r_ros.transport.ends import Publisher as BusPublisher
+
+    times: Times = defaultdict(dict)
+
+    def key_of_frame(_: object, frame: Any) -> int:
+        return frame.stamp
+
+    def key_of_bus(publisher: BusPublisher, value: Any) -> int | None:
+        return value.stamp if publisher.topic_name.endswith('/frames') else None
+
+    def key_of_tf(publisher: Publisher, message: Any) -> int | None:
+        return from_stamp(message.transforms[0].header.stamp) if publisher.topic_name == '/tf' else None
+
+    def wrap(place: Any, name: str, stage: str, key: Callable[..., int | None] | None) -> Any:
+        function = getattr(place, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            start = time.monotonic_ns()
+            try:
+                return function(*arguments, **options)
+            finally:
+                number = len(times[stage]) if key is None else key(*arguments)
+                if number is not None:
+                    times[stage][number] = start, time.monotonic_ns()
+
+        return patch.object(place, name, call)
+
+    with ExitStack() as stack:
+        for each in (
+            (Decoder, 'decode', 'decode', None),
+            (video_file, 'picture', 'convert', None),
+            (BusPublisher, 'publish', 'hand on', key_of_bus),
+            (FrameSelector, 'select', 'select', key_of_frame),
+            (Engine, 'process', 'engine', key_of_frame),
+            (Publisher, 'publish', 'publish', key_of_tf),
+        ):
+            stack.enter_context(wrap(*each))
+        yield times
+
+
+def listen(video: Path, pace: str, arguments: argparse.Namespace) -> tuple[Times, dict[int, int], dict[str, float]]:
+    """Run the nodes in a process of their own.
+
+    Returns:
+        Its times; when poses arrived here, by stamp; and the milliseconds of the engine's own stages, from `status`.
+    """
+    arrived: dict[int, int] = {}
+    inside: dict[str, float] = {}
+    context = Context()
+    rclpy.init(context=context, signal_handler_options=rclpy.SignalHandlerOptions.NO)
+    node, executor = Node('latency', context=context), SingleThreadedExecutor(context=context)
+
+    def note(message: TFMessage) -> None:
+        arrived.setdefault(from_stamp(message.transforms[0].header.stamp), time.monotonic_ns())
+
+    def spin() -> None:
+        try:
+            executor.spin()
+        except ExternalShutdownException:
+            pass
+
+    def learn(status: SlamStatus) -> None:
+        inside.update(zip(status.stages, status.milliseconds, strict=True))
+
+    node.create_subscription(TFMessage, '/tf', note, 100)
+    node.create_subscription(SlamStatus, 'status', learn, 10)
+    executor.add_node(node)
+    thread = threading.Thread(target=spin, daemon=True)
+    thread.start()
+    command = [sys.executable, '-m', 'slam3r_ros.cli', 'bench', 'latency', '--once', str(video), pace]
+    command += ['--engine', arguments.engine, '--checkpoints', arguments.checkpoints]
+    try:
+        environment = os.environ | tuning(os.environ)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    finally:
+        context.try_shutdown()
+        thread.join(5)
+        node.destroy_node()
+    content = json.loads(done.stdout.splitlines()[-1])
+    times = {stage: {key: tuple(span) for key, span in each} for stage, each in content.items()}
+    return times, arrived, inside
+
+
+def sum_up(times: Times, arrived: dict[int, int]) -> dict[str, Any]:
+    """Return the median and the 95 % quantile of the stages and of the whole, milliseconds, of frames with a pose."""
+    stamps = sorted(times['hand on'])
+    first = stamps[0]
+    begin = times['hand on'][first][0]
+    frames = []
+    for stamp in stamps:
+        if stamp not in arrived or stamp not in times['publish']:
+            continue
+        number, due = round((stamp - first) * FPS / 1e9), begin + stamp - first
+        decoding = [end - start for start, end in (times[stage][number] for stage in ('decode', 'convert'))]
+        spans = (times[stage][stamp] for stage in ('select', 'engine'))
+        points = [due, times['hand on'][stamp][0], *chain(*spans), times['publish'][stamp][0], arrived[stamp]]
+        frames.append([*decoding, *np.diff(points)])
+    if not frames:
+        raise SystemExit('not one pose came: the clip is too short, or this machine too busy')
+    rows = dict(zip(STAGES, np.array(frames).T / 1e6, strict=True))
+    rows['camera to TF'] = sum(rows.values())
+    spread = {name: [float(np.quantile(row, q)) for q in (0.5, 0.95)] for name, row in rows.items()}
+    return {'milliseconds': spread, 'frames': len(stamps), 'poses': len(frames)}
+
+
+def speed(times: Times, arrived: dict[int, int]) -> dict[str, float]:
+    """Return the frames a second, from the first one decoded to the last pose here, and those of the engine alone."""
+    seconds = (max(arrived.values()) - min(start for start, _ in times['hand on'].values())) / 1e9
+    busy = sum(end - start for start, end in times['engine'].values()) / 1e9
+    return {'fps': len(times['hand on']) / seconds, 'engine_fps': len(times['engine']) / busy}
+
+
+def judge(results: dict[str, dict], engine: str) -> list[Figure]:
+    """Return the limits: of the latency, and for networks of what the nodes around them leave of their speed."""
+    figures = []
+    for size, result in results.items():
+        p95 = result['milliseconds']['camera to TF'][1]
+        figures.append(Figure(f'{size}: camera to TF, 95 of 100', p95, 'ms', MAX_LATENCY))
+        if engine == 'slam3r':
+            share = result['fps'] / result['engine_fps']
+            name = f'{size}: frames a second, to those of the engine'
+            figures.append(Figure(name, share, '', MIN_SHARE, at_least=True))
+    return figures
+
+
+def format_table(results: dict[str, dict]) -> str:
+    """Return what the command prints."""
+    lines = [f'{"median, p95 in ms":<20}' + ''.join(f'{size:>22}' for size in results)]
+    for stage in (*STAGES, 'camera to TF'):
+        cells = [result['milliseconds'][stage] for result in results.values()]
+        lines.append(f'{stage:<20}' + ''.join(f'{median:>14.2f}{p95:>8.2f}' for median, p95 in cells))
+    for stage in dict.fromkeys(stage for result in results.values() for stage in result['engine']):
+        cells = [result['engine'].get(stage, np.nan) for result in results.values()]
+        lines.append(f'{"engine: " + stage:<20}' + ''.join(f'{median:>14.2f}{"":>8}' for median in cells).rstrip())
+    lines.append(f'{"frames, poses":<20}' + ''.join(f'{r["frames"]:>14}{r["poses"]:>8}' for r in results.values()))
+    rates = (f'{result["fps"]:>14.1f}{result["engine_fps"]:>8.1f}' for result in results.values())
+    lines.append(f'{"FPS; engine alone":<20}' + ''.join(rates))
+    return '\n'.join(lines)

@@ -1,0 +1,172 @@
+# Copyright 2026 the slam3r_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`slam3r bench inference` and `accuracy` in small: what they measure is what they say, and the ratios hold."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='the networks need torch')
+
+from slam3r_long_stream import TINY
+from torch.utils.flop_counter import FlopCounterMode
+
+from slam3r_ros.bench import accuracy, golden, inference, workload
+from slam3r_ros.bench.savings import Step, count_operations
+from slam3r_ros.cli import main
+from slam3r_ros.engines.slam3r.precision import available
+from slam3r_ros.engines.slam3r.settings import Settings
+from slam3r_ros.mapping.frames import rigid, transform
+
+SIDE = 32
+CPU = available(torch.device('cpu'))
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Networks and images are tiny, and the peak of the device is known."""
+    for name in workload.SIZES:
+        monkeypatch.setitem(workload.SIZES, name, TINY)
+    for part in (inference.stages, inference.speed, inference.growth):
+        monkeypatch.setattr(inference, part.__name__, partial(part, side=SIDE))
+    monkeypatch.setattr(inference, 'peak', lambda device, precision: 100.0)
+
+
+def step(references=workload.SCENE_FRAMES):
+    return Step.make(TINY, references, 12, SIDE)
+
+
+@pytest.mark.parametrize('precision', CPU)
+def test_the_fast_step_gives_what_the_plain_one_gives(precision):
+    plain = step()
+    local, world = workload.plain_step(plain)
+    fast = workload.FastStep(workload.in_precision(plain, precision))()
+    error = max(
+        workload.point_error(found, expected.points[0, 0])
+        for found, expected in ((fast.local, local), (fast.world, world))
+    )
+    assert error < {'float32': 1e-5}.get(precision, 0.1)
+    assert precision == 'float32' or error > 1e-5  # it is another precision indeed
+    again, _ = workload.plain_step(plain)
+    assert torch.equal(again.points, local.points)  # the networks of the plain step were left alone
+
+
+def test_a_frame_costs_no_more_in_a_large_map():
+    """Counted, not timed: other programs come and go."""
+    operations, held = [], []
+    for keyframes in (150, 2000):
+        before = workload.held_bytes('cpu')
+        walk = workload.Walk(step(), keyframes)
+        walk()
+        held.append(workload.held_bytes('cpu') - before)
+        with FlopCounterMode(display=False) as counter:
+            walk()
+        operations.append(counter.get_total_flops())
+        assert walk.pipeline.count == keyframes + 2 and len(walk.pipeline.buffer.frames) == Settings.buffer_size
+    assert operations[1] <= 1.01 * operations[0] and operations[0] > 0
+    assert held[1] <= 1.01 * held[0] and held[0] > 100 * 4 * 3 * SIDE**2
+
+
+def test_the_stages_make_up_the_counted_step():
+    config = workload.SIZES['small']
+    counts = workload.operations(config, [11])
+    assert sum(counts.values()) == pytest.approx(count_operations(config)[1] / 1e9)
+
+
+def test_the_peak_is_that_of_a_matrix_product():
+    size = 2048
+    a = torch.randn(size, size)
+    milliseconds = workload.in_turn('cpu', [lambda: a @ a], 2).min()
+    assert workload.peak('cpu', 'float32', 0.01) > 0.2 * 2e-6 * size**3 / milliseconds
+
+
+def test_the_command_tells_all(tiny, tmp_path, capsys):
+    path = tmp_path / 'figures.json'
+    words = ['--repeats', '2', '--frames', '5', '--windows', '5', '11', '--maps', '10', '100', '150']
+    status = main(['bench', 'inference', '--device', 'cpu', *words, '--json', str(path)])
+    result = json.loads(path.read_text())
+    stages = {(row['stage'], row['precision']) for row in result['rows']}
+    for precision in CPU:
+        assert {(stage, precision) for stage in ('encode', 'window 5', 'window 11', 'register, by 10')} <= stages
+    assert {'geometric', 'slam3r'} == {row['engine'] for row in result['rows']}
+    for row in result['rows']:
+        assert row['milliseconds'] > 0 and (row['p95'] is None or row['p95'] >= row['milliseconds'])
+        if row['gflop']:
+            assert row['share'] == pytest.approx(row['gflop'] / row['milliseconds'] * 1e3 / 100)
+    assert status == int(any(figure['missed'] for figure in result['figures']))
+    missed = [figure['name'] for figure in result['figures'] if figure['missed'] and 'time' not in figure['name']]
+    assert not missed  # but times, which a busy machine spoils
+    printed = capsys.readouterr().out
+    assert all(row['stage'] in printed for row in result['rows']) and 'largest difference' in printed
+
+
+def test_limits_are_for_the_official_size(tiny, monkeypatch):
+    peaks = dict.fromkeys(CPU, 100.0)
+    monkeypatch.setitem(inference.MIN_SPEEDUP, 'cpu', 1e9)
+    for size, missed in (('small', 0), ('full', 1)):
+        results = list(inference.speed('cpu', size, peaks, 1))
+        figures = [each for each in results if isinstance(each, inference.Figure)]
+        assert sum(figure.missed and 'default' in figure.name for figure in figures) == missed
+
+
+def test_it_needs_neither_ros_nor_video_nor_compilers():
+    code = (
+        'import sys; sys.modules.update(dict.fromkeys(["rclpy", "av", "numba", "ament_index_python"]))\n'
+        'from slam3r_ros.bench import inference, workload, accuracy\n'
+        'from slam3r_ros.cli import main\n'
+        'from slam3r_ros.engines.slam3r.config import NetworkConfig\n'
+        'workload.SIZES["small"] = NetworkConfig(32, 1, 2, 32, 3, 2)\n'
+        'inference.peak = lambda *_: 1.0\n'
+        'accuracy.on_vectors = lambda *_: ()\n'
+        'main("bench inference --device cpu --repeats 1 --windows 5 --maps 10 --precisions float32".split())\n'
+        'print(len(accuracy.video(14)))\n'
+        'main("bench accuracy --device cpu --frames 14 --precisions float32".split())\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'geometric: left out' in done.stdout and '14 frames, to float32' in done.stdout
+
+
+@pytest.mark.parametrize('degrees, shift', [(0.01, 0.0), (30.0, 0.2), (170.0, 1.0)])
+def test_the_motion_between_two_maps_is_found(degrees, shift):
+    points = golden.pointmap(0, 24, 32).astype(float)
+    angle = np.radians(degrees)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    moved = transform(rigid(turn, np.array([shift, 0, 0])), points)
+    found = accuracy.pose_error(torch.from_numpy(points), torch.from_numpy(moved))
+    assert found == pytest.approx((degrees, shift / np.linalg.norm(moved, axis=-1).mean()), rel=1e-6, abs=1e-9)
+
+
+def test_what_overflows_is_a_miss():
+    points = torch.ones(4, 4, 3)
+    for broken in (torch.inf, torch.nan):
+        found = points.clone()
+        found[0, 0, 0] = broken
+        row = accuracy.compare('golden a', 'float16', [(points, points), (found, points)])
+        assert row.worst == np.inf and accuracy.judge([row], 'float16')[0].missed
+
+
+def test_errors_grow_with_the_precision_lost():
+    images = [np.random.default_rng(i // 4).integers(0, 256, (SIDE, SIDE, 3), np.uint8) for i in range(9)]
+    chosen = [precision for precision in CPU if precision in ('float32', 'bfloat16')]
+    rows = list(accuracy.on_video('cpu', TINY, chosen, images, Settings(stride=1)))
+    exact, rough = (row.point for row in rows)
+    assert exact == 0 and 1e-5 < rough < 0.3
+    assert rows[1].worst >= rough and rows[1].angle > 0 and rows[1].shift > 0
+
+
+def test_the_default_and_int8_are_held_to_the_limit_on_the_vectors():
+    cases = ('golden a', 'float16', 0.009), ('golden a', 'int8', 0.02), ('9 frames', 'float16', 0.5)
+    rows = [accuracy.Row(what, precision, 0.005, worst, 0.0, 0.0) for what, precision, worst in cases]
+    missed = {figure.name: figure.missed for figure in accuracy.judge(rows, 'float16')}
+    assert missed == {'float16: golden a': False, 'int8: golden a': True}
