@@ -138,6 +138,11 @@ class Graph:
         self._thread.join(5)
         self.node.destroy_node()
 
+    @property
+    def pid(self) -> int:
+        """The id of the container's process."""
+        return self._process.pid
+
     def _spin(self) -> None:
         try:
             self._executor.spin()

@@ -45,7 +45,6 @@ def make_map(points: np.ndarray, path: list[np.ndarray], random: np.random.Gener
         if random is not None:
             descriptors = random.integers(0, 100, (len(points), 128)).astype(np.uint8)
             sparse.keyframes[-1].features = Features(ids.copy(), project(T, points), descriptors)
-            sparse.described.append(number)
     return sparse
 
 

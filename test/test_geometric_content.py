@@ -96,6 +96,15 @@ def test_still_camera_never_starts(engine, images):
     assert states[-1] == State.TRACKING and len(engine.trajectory()) > 60
 
 
+def test_snow_leaves_nothing_behind(engine, images):
+    random = np.random.default_rng(0)
+    poses, states = run(engine, [random.integers(0, 255, images[0].shape, np.uint8) for _ in range(20)])
+    assert set(states) == {State.INITIALIZING} and not any(poses)
+    assert engine._tracker.map.count < 1000 and len(engine._tracker._initialiser.sights) < 5
+    _, states = run(engine, images[:15], 20)
+    assert states[-1] == State.TRACKING
+
+
 def test_blur_is_survived(engine, images, room):
     blurred = [cv2.GaussianBlur(room.render(T), (0, 0), 14) for T in walk(20 * STEP, STEP, 12)]
     path = walk(0, STEP, 20) + walk(20 * STEP, STEP, 12) + walk(0, STEP, 40)[32:]
@@ -127,7 +136,12 @@ def test_turn_on_the_spot_and_back(engine, room):
     assert worst(poses, path) < 0.05
     unit = np.linalg.norm(poses[24].T_map_camera[:3, 3] - poses[4].T_map_camera[:3, 3]) / (20 * STEP)
     places = np.array([pose.T_map_camera[:3, 3] for pose in poses[25:]]) / unit
-    assert np.linalg.norm(places - places[0], axis=1).max() < 0.08  # nothing is mapped where nothing has parallax
+    assert np.linalg.norm(places - places[0], axis=1).max() < 0.08
+    map = engine._tracker.map
+    walked, turned_ids = (np.concatenate([k.features.ids for k in map.keyframes if (k.id < 25) == walking])
+                          for walking in (True, False))
+    new = np.setdiff1d(turned_ids, walked)
+    assert len(new) > 200 and map.good(new).mean() < 0.05  # nothing is mapped where nothing has parallax
 
 
 def test_turn_on_the_spot_does_not_start(engine, room):

@@ -351,12 +351,38 @@ def test_bad_images_are_named(image, words):
         GeometricEngine(dense=False).process(Frame(0, 0, image))
 
 
-def test_changed_size_is_an_error(images):
-    engine = GeometricEngine(dense=False)
-    engine.process(Frame(0, 0, images[0]))
-    with pytest.raises(EngineError, match='frame 1 is 160 x 120 pixels, those before were 320 x 240'):
-        engine.process(Frame(1, 1, np.zeros((120, 160, 3), np.uint8)))
-    assert engine.process(Frame(2, 2, images[1])).pose is None  # goes on with the old size
+def test_tracks_on_when_the_size_changes(images):
+    """As a stream that adapts to its network, or a topic whose publisher is set anew."""
+    sizes = [(320, 240)] * 15 + [(640, 480)] * 10 + [(160, 120)] * 5 + [(320, 240)] * 10
+    changing = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image, size in zip(images, sizes, strict=True)]
+    engine = GeometricEngine(focal=FOCAL, dense=False)
+    outputs = [engine.process(frame) for frame in frames(changing)]
+    assert engine.map_id == 0 and engine.state == State.TRACKING
+    assert all(output.pose for output in outputs[15:])
+    assert error(engine.trajectory()) < 0.01
+    assert {k.intrinsics.fx for output in outputs for k in output.keyframes} == {FOCAL}
+
+
+def test_another_shape_begins_another_map(images, caplog):
+    engine = GeometricEngine(focal=FOCAL, dense=False)
+    wide = [image[:180] for image in images]
+    outputs = [engine.process(frame) for frame in frames(images[:20] + wide[20:])]
+    assert engine.map_id == 1 and engine.state == State.TRACKING
+    assert [record.getMessage() for record in caplog.records] == [
+        'frames were 320 x 240 pixels and are 320 x 180 now: another map begins']
+    assert outputs[19].pose and not outputs[20].pose and outputs[39].pose
+    assert min(pose.id for pose in engine.trajectory()) == 20
+    assert {k.map_id for output in outputs[20:] for k in output.keyframes} == {1}
+
+
+def test_unsuitable_frame_in_between_changes_nothing(images):
+    engine = GeometricEngine(focal=FOCAL, dense=False)
+    for frame in frames(images[:20]):
+        engine.process(frame)
+    for image in (np.zeros((240, 320), np.uint8), np.zeros((12, 16, 3), np.uint8)):
+        with pytest.raises(EngineError):
+            engine.process(Frame(20, 20, image))
+    assert engine.process(Frame(21, 21, images[20])).pose and engine.map_id == 0
 
 
 def test_engines_by_name(tmp_path):

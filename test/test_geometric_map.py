@@ -156,32 +156,33 @@ def test_wide_adjustment_keeps_gauge_and_scale(random, points):
 
 
 def test_work_and_memory_of_a_keyframe_do_not_grow(random, monkeypatch):
-    """What is forgotten is replaced by None, so that looking at it fails."""
     monkeypatch.setattr(local_mapping, 'MAX_WIDE', 15)
     monkeypatch.setattr(local_mapping, 'WIDE_AT', range(1, 10))
     points = random.uniform([-1, -1, 2], [13, 1, 5], (600, 3))
     descriptors = random.integers(0, 100, (600, 128)).astype(np.uint8)
-    sparse = SparseMap(FOCAL)
-    sparse.allocate(len(points))
+    sparse, known = SparseMap(FOCAL), np.full(len(points), -1)  # the points' ids
     for number in range(60):
         T = camera((0, 0, 0), (0.2 * number, 0, 0))
         if number == 40:  # tracks are lost: from here on known points are found by their descriptors
-            sparse.allocate(len(points))
+            known[:] = -1
         pixels = project(T, points)
         seen = np.flatnonzero((np.abs(pixels) < 300).all(1))
-        ids, pixels = seen + len(points) * (number >= 40), pixels[seen]
-        features = Features(ids.copy(), pixels.copy(), descriptors[seen])
-        extend(sparse, SparseKeyframe(number, T, ids, pixels, features), 7, None)
-        if len(sparse.described) > 30:
-            thin(sparse)
-        described = [n for n, k in enumerate(sparse.keyframes) if k is not None and k.features is not None]
-        assert described == sparse.described and len(described) <= 30
-        assert set(range(max(0, number - 14), number + 1)) <= set(described)  # an adjustment may still move these
-        for forgotten in set(range(number)) - set(described):
-            if sparse.keyframes[forgotten] is not None:
-                assert not len(sparse.keyframes[forgotten].ids) and not len(sparse.keyframes[forgotten].pixels)
-                sparse.keyframes[forgotten] = None
-    assert (sparse.keyframes[46].ids < len(points)).any()  # joined to what keyframes before 40 saw
+        new = seen[known[seen] < 0]
+        known[new] = sparse.allocate(len(new))
+        features = Features(known[seen], pixels[seen], descriptors[seen])
+        table = extend(sparse, SparseKeyframe(number, T, known[seen], pixels[seen], features), 7, None)
+        known = np.where(known < 0, -1, table[known])
+        if len(sparse.keyframes) > 30:
+            assert all(gone.features is None and not len(gone.ids) for gone, _ in thin(sparse))
+            known = np.where(known < 0, -1, sparse.compact()[known])
+            held = np.concatenate([part.ids for k in sparse.keyframes for part in (k, k.features)])
+            assert set(held) == set(range(sparse.count)) and len(sparse.states) == sparse.count < 600
+        assert len(sparse.keyframes) <= 30 and len(sparse.keyframes) + sparse.forgotten == number + 1
+        there = {keyframe.id for keyframe in sparse.keyframes}
+        assert set(range(max(0, number - 14), number + 1)) <= there  # an adjustment may still move these
+    by_id = {keyframe.id: keyframe for keyframe in sparse.keyframes}
+    before = np.concatenate([keyframe.ids for id, keyframe in by_id.items() if id < 40])
+    assert np.isin(by_id[46].ids, before).any()  # joined to what was seen before
     adjust_all(sparse, None, 3)
-    steps = np.diff([keyframe.centre for keyframe in sparse.keyframes[50:]], axis=0)
+    steps = np.diff([by_id[id].centre for id in range(50, 60)], axis=0)
     np.testing.assert_allclose(steps, [[0.2, 0, 0]] * 9, atol=0.01)

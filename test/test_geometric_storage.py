@@ -6,6 +6,7 @@ import io
 import pickle
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from geometric_scenes import Room, stream, walk
@@ -109,18 +110,21 @@ def test_several_maps_come_back(images, tmp_path):
     engine.save(tmp_path / 'map.npz')
     again = make()
     again.load(tmp_path / 'map.npz')
-    assert len(again.trajectory()) == len(engine._tracker.map.described) and again.scale_known
+    assert len(again.trajectory()) == len(engine._tracker.map.keyframes) and again.scale_known
     assert len(again.other_trajectories()) == 1
     for frame in stream(images[20:24]):  # the place of the other map
         again.process(frame)
     assert again.state == State.TRACKING and again.map_id == 2 and not again.scale_known
 
 
-def test_stream_of_another_size_is_refused(mapped, images):
+def test_loaded_map_is_found_in_images_of_another_size(mapped, images):
     engine = make()
     engine.load(mapped[0])
-    with pytest.raises(EngineError, match='160 x 120 pixels, those before were 320 x 240'):
-        engine.process(stream([np.ascontiguousarray(images[0][::2, ::2])])[0])
+    large = [cv2.resize(image, (640, 480), interpolation=cv2.INTER_LINEAR) for image in images[20:24]]
+    outputs = [engine.process(frame) for frame in stream(large)]
+    assert engine.state == State.TRACKING and engine.map_id == 1
+    for output, old in zip(outputs, mapped[2][20:], strict=False):
+        np.testing.assert_allclose(output.pose.T_map_camera, old.T_map_camera, atol=0.03)
 
 
 def spoiled(path, name: str, change) -> dict:

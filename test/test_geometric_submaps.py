@@ -9,11 +9,11 @@ import pytest
 from geometric_scenes import Room, camera, make_map, stream, walk
 
 from slam3r_ros.engines.geometric.adjust import rotate
+from slam3r_ros.engines.geometric.atlas import Atlas
 from slam3r_ros.engines.geometric.engine import GeometricEngine
-from slam3r_ros.engines.geometric.local_mapping import thin
 from slam3r_ros.engines.geometric.merge import recognise
 from slam3r_ros.engines.geometric.sparse_map import PointState
-from slam3r_ros.engines.geometric.tracker import Tracker
+from slam3r_ros.engines.geometric.tracker import Step, Tracker
 from slam3r_ros.mapping.frames import invert, transform
 from slam3r_ros.mapping.registration import Similarity, similarity
 from slam3r_ros.values import Frame, State
@@ -24,8 +24,8 @@ CUT = 45  # frames before the cut
 class Run:
     """An engine with all that it said."""
 
-    def __init__(self, frames: list[Frame], dense: bool = False) -> None:
-        self.engine = GeometricEngine(dense=dense, max_features=350)
+    def __init__(self, frames: list[Frame], **options: bool | int) -> None:
+        self.engine = GeometricEngine(**{'dense': False, 'max_features': 350} | options)
         self.states, self.map_ids, self.poses, self.outputs, self.others = [], [], {}, [], []
         for frame in frames:
             output = self.engine.process(frame)
@@ -144,8 +144,8 @@ def test_first_room_is_known_again(rooms):
 def test_different_rooms_are_never_joined(rooms):
     (other,) = rooms.engine._atlas.others
     present = rooms.engine._tracker.map
-    for number in present.described:
-        assert recognise(present, present.keyframes[number], other.map, np.array(other.map.described)) is None
+    for keyframe in present.keyframes:
+        assert recognise(present, keyframe, other.map, np.arange(len(other.map.keyframes))) is None
 
 
 @pytest.mark.parametrize('older_first', [True, False])
@@ -178,8 +178,9 @@ def test_joined_maps_keep_the_world_of_the_older_and_the_known_unit(older_first,
         else:
             np.testing.assert_allclose(keyframe.centre, moved.apply(invert(T)[:3, 3]), atol=1e-3)
     np.testing.assert_allclose(present.T_world_camera, invert(present.map.keyframes[-1].T_camera_world), atol=1e-3)
-    for placement in present.placements.values():
-        np.testing.assert_allclose(placement.T_world_camera, invert(placement.keyframe.T_camera_world), atol=1e-3)
+    placed = dict(present.placements.poses(present.map))
+    for keyframe in present.map.keyframes:
+        np.testing.assert_allclose(placed[keyframe.id], invert(keyframe.T_camera_world), atol=1e-3)
     of_there, of_here = metres
     kept = (of_there, of_here and of_here / 2) if older_first else (of_here, of_there and of_there * 2)
     assert present.map.metres == (pytest.approx(kept[0] or kept[1], rel=1e-3) if any(metres) else None)
@@ -190,8 +191,42 @@ def test_maps_are_thinned_out_together():
     images = [Room().render(T) for T in walk(0, 0.07, CUT)]
     engine = GeometricEngine(dense=False, max_features=350, max_keyframes=6)
     keyframes = {k.id for frame in stream(images) for k in engine.process(frame).keyframes}
-    assert len(engine._tracker.map.described) <= 6 < len(keyframes)
+    map = engine._tracker.map
+    assert len(map.keyframes) <= 6 < len(keyframes) == len(map.keyframes) + map.forgotten
     assert len(engine._records) <= 6
-    assert len(engine.trajectory()) == CUT
-    thin(engine._tracker.map)
-    assert len(engine._tracker.map.described) >= 4
+    before = engine.trajectory()
+    assert [pose.id for pose in before] == list(range(CUT)) and aligned(before, walk(0, 0.07, CUT))[1] < 0.15
+    engine._tracker.thin()
+    assert len(map.keyframes) >= 4
+    for pose, old in zip(engine.trajectory(), before, strict=True):  # what stood by forgotten keyframes stays there
+        np.testing.assert_allclose(pose.T_map_camera, old.T_map_camera, atol=1e-9)
+    held = {id for keyframe in map.keyframes for id in keyframe.features.ids}
+    assert map.count == len(held) and set(engine._tracker._tracks.ids) <= held
+    for frame in stream(images[::-1], CUT):  # tracking goes on
+        engine.process(frame)
+    assert engine.state == State.TRACKING and len(engine.trajectory()) == 2 * CUT
+
+
+@pytest.mark.parametrize('present, oldest_stays', [(4, False), (12, True)])
+def test_of_many_small_maps_the_oldest_is_forgotten(present, oldest_stays):
+    """Thinned out, they would become maps of nothing; a large one can give some."""
+    random = np.random.default_rng(0)
+    points = random.uniform(-1, 1, (40, 3)) + [0, 0, 3]
+    trackers = []
+    for first, count in ((0, present), (300, 4), (100, 4), (200, 4)):
+        trackers.append(Tracker(640, 480, (0.0, 0.0), focal=500.0))
+        trackers[-1].load(make_map(points, [camera((0, 0, 0), (0.1 * i, 0, 0)) for i in range(count)], random))
+        for keyframe in trackers[-1].map.keyframes:
+            keyframe.id += first
+    made = iter(trackers)
+    atlas = Atlas(lambda focal: next(made), max_keyframes=12 + present - 1)
+    atlas.others = trackers[1:]
+    atlas.present.state = State.TRACKING
+    newest = (atlas.present.map.keyframes[-1], np.zeros((480, 640, 3), np.uint8))
+    atlas.present.track = lambda *_: Step(None, (newest,))
+    oldest = trackers[2]
+    atlas.track(999, newest[1])
+    assert (oldest in atlas.others) == oldest_stays and len(atlas.others) == 2 + oldest_stays
+    assert bool(oldest.map.keyframes) == oldest_stays
+    assert sum(len(each.map.keyframes) for each in (atlas.present, *atlas.others)) <= 12 + present - 1
+    assert all(len(each.map.keyframes) == 4 for each in atlas.others)

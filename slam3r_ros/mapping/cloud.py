@@ -59,8 +59,9 @@ class MapCloud:
 
     def clear(self) -> None:
         """Forget every point."""
-        self._parts: dict[int, Points] = {}  # in the order in which the keyframes first came
-        self._revisions: dict[int, int] = {}  # of every keyframe that ever came, those dropped included
+        self._parts: dict[int, Points] = {}  # by keyframe, in the order in which they first came
+        self._revisions: dict[int, int] = {}  # of the same
+        self._left = -1  # the newest keyframe that was dropped
         self._map_id = 0
         self._count = 0
         self._cached: Points = np.empty((0, 3), np.float32), np.empty((0, 3), np.uint8)
@@ -73,16 +74,16 @@ class MapCloud:
     def insert(self, keyframe: Keyframe) -> bool:
         """Take a keyframe's points, or those of its higher revision in their place; return whether that changed any.
 
-        A keyframe without a pointmap, an old revision and one that was dropped before are ignored.  A keyframe of
-        another map clears the cloud first.
+        A keyframe without a pointmap, an old revision, and one as old as those that were dropped are ignored.  A
+        keyframe of another map clears the cloud first.
         """
         if keyframe.pointmap is None:
             return False
         if keyframe.map_id != self._map_id:
             self.clear()
             self._map_id = keyframe.map_id
-        known = keyframe.id in self._revisions
-        if keyframe.revision <= self._revisions.get(keyframe.id, -1) or known and keyframe.id not in self._parts:
+        known = keyframe.id in self._parts
+        if keyframe.revision <= self._revisions.get(keyframe.id, -1) or not known and keyframe.id <= self._left:
             return False
         xyz, rgb = keyframe_points(keyframe, *self._options)
         sparser = -(-len(xyz) // self.max_points) or 1  # one keyframe may exceed the bound alone
@@ -90,8 +91,10 @@ class MapCloud:
         self._parts[keyframe.id] = xyz[::sparser], rgb[::sparser]
         self._revisions[keyframe.id] = keyframe.revision
         while self._count > self.max_points:
-            oldest = next(iter(self._parts))
+            oldest = min(self._parts)
+            self._left = max(self._left, oldest)
             self._count -= len(self._parts.pop(oldest)[0])
+            del self._revisions[oldest]
         self.changed = True
         return True
 

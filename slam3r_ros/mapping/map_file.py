@@ -42,6 +42,8 @@ def read_arrays(path: str | Path, layout: Layout) -> dict[str, np.ndarray]:
         MapFileError: the file cannot be read, or holds something else.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():  # to open a pipe would take for ever
+            raise MapFileError(f'{path} is no file')
         if Path(path).stat().st_size > _LARGEST:
             raise MapFileError(f'{path} is larger than {_LARGEST >> 30} GiB: that is no map of ours')
         with zipfile.ZipFile(path) as archive:

@@ -5,17 +5,16 @@
 A camera that is lost is looked for in the present map and, in turn, in the others.  Meanwhile a new map is begun beside
 them; once it is worth keeping, the camera is in that one, and the old ones wait.  When a keyframe shows a place that
 another map knows, that is told by `Step.recognised`, and `join` makes one of the two.  Nothing that was mapped is dropped but for memory: when all maps together hold
-too many keyframes, every other of the older half of the largest is forgotten.
+too many keyframes, every other of the older half of the largest is forgotten; of many small maps, the oldest is.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from slam3r_ros.engines.geometric.local_mapping import thin
 from slam3r_ros.engines.geometric.merge import Link, recognise
 from slam3r_ros.engines.geometric.sparse_map import SparseMap
-from slam3r_ros.engines.geometric.tracker import GIVE_UP, Step, Tracker
+from slam3r_ros.engines.geometric.tracker import GIVE_UP, YOUNG, Step, Tracker
 from slam3r_ros.values import State
 
 _MAPS_ASKED = 2  # for a new keyframe, taking turns
@@ -44,15 +43,21 @@ class Atlas:
 
     def track(self, id: int, image: np.ndarray, candidate: bool = True) -> Step:
         """Take the next image; see `Tracker.track`."""
+        step = self._track(id, image, candidate)
+        if not step.inserted:
+            return step
+        self._thin_out()
+        ask = self.present.state == State.TRACKING and not step.changed
+        self._link = self._recognise() if ask else None
+        return step._replace(recognised=self._link is not None)
+
+    def _track(self, id: int, image: np.ndarray, candidate: bool) -> Step:
+        """Take the next image in the present map or, when the camera is lost there, in another."""
         step = self.present.track(id, image, candidate)
         if self.present.state in (State.INITIALIZING, State.TRACKING):
             self._beginner = None
-            self._link = self._recognise() if step.inserted else None
-            step = step._replace(recognised=self._link is not None)
         elif not step.inserted:
             step = self._search(id, image, candidate) or self._begin(id, image, candidate) or step
-        if step.inserted:
-            self._thin_out()
         return step
 
     def _search(self, id: int, image: np.ndarray, candidate: bool) -> Step | None:
@@ -87,7 +92,7 @@ class Atlas:
         for _ in range(min(_MAPS_ASKED, len(self.others))):
             self._turn = (self._turn + 1) % len(self.others)
             other = self.others[self._turn]
-            numbers = np.array(other.map.described)
+            numbers = np.arange(len(other.map.keyframes))
             if len(numbers) > _CONSIDERED:
                 numbers = np.sort(self._random.choice(numbers, _CONSIDERED, replace=False))
             link = recognise(self.present.map, self.present.map.keyframes[-1], other.map, numbers)
@@ -111,6 +116,14 @@ class Atlas:
         self.present, *self.others = trackers
 
     def _thin_out(self) -> None:
-        maps = [self.present.map, *(other.map for other in self.others)]
-        if sum(len(map.described) for map in maps) > self._max_keyframes:
-            thin(max(maps, key=lambda map: len(map.described)))
+        """Forget something when there is too much; called for each new keyframe."""
+        sizes = {tracker: len(tracker.map.keyframes) for tracker in (self.present, *self.others)}
+        if sum(sizes.values()) <= self._max_keyframes:
+            return
+        largest = max(sizes, key=sizes.get)
+        if self.others and sizes[largest] < YOUNG:
+            oldest = min(self.others, key=lambda other: other.map.keyframes[-1].id)
+            self.others.remove(oldest)
+            oldest.map.forget(list(range(sizes[oldest])))
+        else:
+            largest.thin()

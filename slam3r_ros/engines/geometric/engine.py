@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from slam3r_ros.engines import MAX_KEYFRAMES
 from slam3r_ros.engines.geometric import storage
 from slam3r_ros.engines.geometric.adjust import warm_up
 from slam3r_ros.engines.geometric.atlas import Atlas
 from slam3r_ros.engines.geometric.depth import DenseMapper, DepthError, View
+from slam3r_ros.engines.geometric.placements import Stamps
 from slam3r_ros.engines.geometric.records import Records, pose_in_map
 from slam3r_ros.engines.geometric.stream import Stream, UnsuitableError
 from slam3r_ros.engines.geometric.tracker import Step, Tracker
@@ -23,7 +25,6 @@ from slam3r_ros.mapping.frames import invert
 from slam3r_ros.mapping.map_file import MapFileError
 from slam3r_ros.values import Frame, Keyframe, Pose, State
 
-MAX_KEYFRAMES = 400  # of all maps together; of more, every other of the older half is forgotten
 _DEPTH_RANGE = (2, 98)  # percentiles of the sparse depths
 _REVISIONS = 3  # keyframes sent again per frame, at most
 _RESENT = 4  # keyframes of a map that is announced anew, per frame
@@ -38,6 +39,7 @@ class GeometricEngine:
     device = 'cpu'
     model_license = ''
     can_save = True
+    degraded = ''
 
     def __init__(self, focal: float = 0.0, max_features: int = 700, window: int = 7, dense: bool = True,
                  lossless: bool = True, seed: int = 0, map_id: int = 0, max_keyframes: int = MAX_KEYFRAMES) -> None:
@@ -51,7 +53,8 @@ class GeometricEngine:
             lossless: wait while the depth queue is full; else keyframes go without depth, counted in `depth_skipped`.
             seed: of the order in which relocalisation looks at keyframes.
             map_id: of the first map.
-            max_keyframes: kept in memory, 0.3 MB each with depth, of all maps together.
+            max_keyframes: kept in memory, 0.3 MB each with depth, of all maps together; of more, every other of the
+                older half is forgotten.
         """
         self._focal, self._max_features, self._window, self._seed = focal, max_features, window, seed
         self._dense_wanted, self._lossless, self._max_keyframes = dense, lossless, max_keyframes
@@ -68,7 +71,7 @@ class GeometricEngine:
         self._atlas: Atlas | None = None
         self._stream: Stream | None = None
         self._first = 0  # id of frame 0: the keyframes of a loaded map come before
-        self._stamps: dict[int, int] = {}
+        self._stamps = Stamps()
         self._records = Records()
         self.close()
         self._skipped = 0
@@ -118,10 +121,17 @@ class GeometricEngine:
     def process(self, frame: Frame) -> EngineOutput:
         """Take the next frame of the stream.
 
+        When the size changes, images of the same shape are scaled to what it was, and all goes on; with another shape
+        another stream begins, and nothing is known any more.
+
         Raises:
-            EngineError: the image is no RGB image, too small, or of another size than those before.
+            EngineError: the image is no RGB image, or too small.
         """
         try:
+            if self._atlas is not None and not self._stream.shows(frame):
+                _log.warning('frames were %d x %d pixels and are %d x %d now: another map begins',
+                             *self._stream.frame_size[::-1], *frame.image.shape[1::-1])
+                self.reset()
             if self._atlas is None:
                 self._open(Stream.of(frame, self._focal))
             image = self._stream.fit(frame)
@@ -180,8 +190,7 @@ class GeometricEngine:
         return [self._poses(tracker) for tracker in self._atlas.others] if self._atlas else []
 
     def _poses(self, tracker: Tracker) -> list[Pose]:
-        return [pose_in_map(id, self._stamps[id], placement.T_world_camera, tracker.map)
-                for id, placement in sorted(tracker.placements.items())]
+        return [pose_in_map(id, self._stamps[id], T, tracker.map) for id, T in tracker.placements.poses(tracker.map)]
 
     def set_scale(self, metres_per_unit: float) -> None:
         """Say how many metres a unit of the present map has, as it is now; all is announced anew by the next `map_id`.

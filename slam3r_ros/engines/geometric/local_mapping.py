@@ -30,11 +30,10 @@ def extend(map: SparseMap, keyframe: SparseKeyframe, window: int, prior: FocalPr
 
     Its tracks join it to the keyframes just before, unless it was found again (not `tracked`).
     """
-    map.described.append(len(map.keyframes))
     map.keyframes.append(keyframe)
     map.triangulate(keyframe)
     table = match_older(map, keyframe, _RECENT if tracked else 0)
-    count = len(map.keyframes)
+    count = len(map.keyframes) + map.forgotten
     if count in WIDE_AT:
         adjust_all(map, prior, _WIDE_ITERATIONS if count < _MANY else _FEW_ITERATIONS)
     else:
@@ -43,12 +42,12 @@ def extend(map: SparseMap, keyframe: SparseKeyframe, window: int, prior: FocalPr
     return table
 
 
-def thin(map: SparseMap) -> None:
-    """Forget what every other keyframe of the older half observes and is recognised by."""
-    every_other = slice(1, len(map.described) // 2, 2)
-    for number in map.described[every_other]:
-        map.keyframes[number].forget()
-    del map.described[every_other]
+def thin(map: SparseMap) -> list[tuple[SparseKeyframe, SparseKeyframe]]:
+    """Forget every other keyframe of the older half; return each with the one that stays before it."""
+    numbers = list(range(1, len(map.keyframes) // 2, 2))
+    pairs = [(map.keyframes[number], map.keyframes[number - 1]) for number in numbers]
+    map.forget(numbers)
+    return pairs
 
 
 def adjust_all(map: SparseMap, prior: FocalPrior | None, iterations: int) -> None:
@@ -72,7 +71,7 @@ def adjust_window(map: SparseMap, window: int) -> None:
     for number in free:
         inside[map.keyframes[number].ids] = True
     inside &= map.states[:map.count] == PointState.GOOD
-    shared = {n: inside[map.keyframes[n].ids].sum() for n in map.described if n < free[0]}
+    shared = {n: inside[map.keyframes[n].ids].sum() for n in range(free[0])}
     fixed = sorted((n for n in shared if shared[n] >= _SHARED), key=lambda n: -shared[n])[:_HOLDERS]
     if not fixed or free[0] == 1 and 0 not in fixed:
         fixed.append(0)
@@ -86,8 +85,7 @@ def match_older(map: SparseMap, keyframe: SparseKeyframe, recent: int = _RECENT)
     table = np.arange(map.count)
     depth = map.median_depth(keyframe)
     nearby = []
-    for number in [n for n in map.described if n < len(map.keyframes) - 1 - recent]:
-        other = map.keyframes[number]
+    for number, other in enumerate(map.keyframes[:len(map.keyframes) - 1 - recent]):
         cosine = keyframe.axis @ other.axis
         distance = np.linalg.norm(keyframe.centre - other.centre) / depth
         if cosine > _LOOP_AXIS and distance < _LOOP_DISTANCE:

@@ -1,9 +1,14 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where the frames are: each stands by a keyframe, and moves with it; those that were lost wait to be placed."""
+"""Where the frames are: each stands by a keyframe, and moves with it; those that were lost wait to be placed.
 
+Every frame of a stream is kept, so what is kept of one is small, and lies in arrays.
+"""
+
+from array import array
+from bisect import bisect_left
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,38 +16,85 @@ from slam3r_ros.engines.geometric.relocalise import relocalise
 from slam3r_ros.engines.geometric.sparse_map import Features, SparseKeyframe, SparseMap
 from slam3r_ros.mapping.frames import invert, rigid
 
+MAX_FRAMES = 500_000  # of a map: of more, every other of the older half is forgotten
+_ROW = np.dtype([('frame', np.int64), ('keyframe', np.int64), ('T', np.float64, (3, 4))])  # T_camera_keyframe
 _LOST_KEPT = 40  # frames whose features are kept, to place them later
 _TRIED = 8  # keyframes that a lost frame is matched with, the nearest in time
 
 
-class Placement(NamedTuple):
-    """Where a frame is, in the frame of a keyframe that may still move."""
+class Stamps:
+    """When frames were taken, nanoseconds by their ids."""
 
-    keyframe: SparseKeyframe
-    T_camera_keyframe: np.ndarray  # (4, 4)
+    def __init__(self, stamps: Iterable[int] = ()) -> None:
+        """Begin with the stamps of frames 0, 1 and so on."""
+        self._stamps = array('q', stamps)
+        self._ids = array('q', range(len(self._stamps)))
 
-    @property
-    def T_world_camera(self) -> np.ndarray:
-        """The pose as known now, (4, 4)."""
-        return invert(self.T_camera_keyframe @ self.keyframe.T_camera_world)
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return len(self._ids)
+
+    def __getitem__(self, id: int) -> int:
+        """Return the stamp of a frame."""
+        return self._stamps[bisect_left(self._ids, id)]
+
+    def __setitem__(self, id: int, stamp: int) -> None:
+        """Note the stamp of a frame."""
+        place = bisect_left(self._ids, id)
+        if self._ids[place:place + 1] == array('q', [id]):
+            self._stamps[place] = stamp
+        else:
+            self._ids.insert(place, id)
+            self._stamps.insert(place, stamp)
 
 
-class Placements(dict[int, Placement]):
-    """The frames of one map by their ids."""
+class Placements:
+    """The frames of one map, each in the frame of a keyframe that may still move."""
 
     def __init__(self) -> None:
         """Begin with none."""
-        super().__init__()
         self._lost: deque[tuple[int, Features]] = deque(maxlen=_LOST_KEPT)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget where frames are."""
+        self._table, self._count = np.empty(0, _ROW), 0
 
     def put(self, id: int, T_camera_world: np.ndarray, keyframe: SparseKeyframe) -> None:
         """Place a frame by a keyframe."""
-        self[id] = Placement(keyframe, T_camera_world @ invert(keyframe.T_camera_world))
+        T = T_camera_world @ invert(keyframe.T_camera_world)
+        if self._count and self._table['frame'][self._count - 1] == id:
+            self._count -= 1
+        self._append(np.array([(id, keyframe.id, T[:3])], _ROW))
+
+    def poses(self, map: SparseMap) -> list[tuple[int, np.ndarray]]:
+        """Return the ids of the frames, in order, with their T_world_camera (4, 4) as known now."""
+        newest = {frame: row for row, frame in enumerate(self._rows['frame'].tolist())}
+        T_keyframe_world = {keyframe.id: keyframe.T_camera_world for keyframe in map.keyframes}
+        poses = []
+        for frame, row in sorted(newest.items()):
+            _, keyframe, T = self._rows[row]
+            poses.append((frame, invert(rigid(T[:, :3], T[:, 3]) @ T_keyframe_world[int(keyframe)])))
+        return poses
 
     def rescale(self, factor: float) -> None:
         """Multiply all lengths."""
-        for id, (keyframe, T) in self.items():
-            self[id] = Placement(keyframe, rigid(T[:3, :3], factor * T[:3, 3]))
+        self._rows['T'][:, :, 3] *= factor
+
+    def lean(self, pairs: Iterable[tuple[SparseKeyframe, SparseKeyframe]]) -> None:
+        """Let the frames by the first keyframe of each pair stand by the second from now on, where they are."""
+        rows = self._rows
+        for gone, kept in pairs:
+            T = gone.T_camera_world @ invert(kept.T_camera_world)  # gone_kept
+            moved = rows['keyframe'] == gone.id
+            there = rows['T'][moved] @ T
+            there[:, :, 3] = rows['T'][moved][:, :, 3] + rows['T'][moved][:, :, :3] @ T[:3, 3]
+            rows['T'][moved], rows['keyframe'][moved] = there, kept.id
+
+    def take(self, other: 'Placements') -> None:
+        """Take over the frames of another map in the same world, lost ones too."""
+        self._append(other._rows)
+        self.take_lost(other)
 
     def add_lost(self, id: int, features: Features) -> None:
         """Remember what a frame without a place shows."""
@@ -56,9 +108,24 @@ class Placements(dict[int, Placement]):
     def place_lost(self, map: SparseMap) -> None:
         """Place the frames that were lost by the keyframes made since."""
         for id, features in self._lost:
-            order = np.array(map.described)
-            order = order[np.argsort([abs(map.keyframes[n].id - id) for n in order], kind='stable')]
+            order = np.argsort([abs(keyframe.id - id) for keyframe in map.keyframes], kind='stable')
             found = relocalise(map, order[:_TRIED], features.descriptors, features.pixels)
             if found is not None:
                 self.put(id, found.pose.T_camera_world, map.keyframes[order[0]])
         self._lost.clear()
+
+    @property
+    def _rows(self) -> np.ndarray:
+        return self._table[:self._count]
+
+    def _append(self, rows: np.ndarray) -> None:
+        """Append rows; of a frame that is there already, the later one counts."""
+        if self._count + len(rows) > MAX_FRAMES:
+            kept = np.concatenate([self._rows[:self._count // 2:2], self._rows[self._count // 2:]])
+            self._table[:len(kept)], self._count = kept, len(kept)
+        if self._count + len(rows) > len(self._table):
+            larger = np.empty(2 * (self._count + len(rows)), _ROW)
+            larger[:self._count] = self._rows
+            self._table = larger
+        self._table[self._count:self._count + len(rows)] = rows
+        self._count += len(rows)

@@ -60,7 +60,7 @@ class SparseKeyframe:
         return self.T_camera_world[2, :3]
 
     def forget(self) -> None:
-        """Drop what it observes and is recognised by; it stays where it is."""
+        """Drop what it observes and is recognised by: its map has forgotten it."""
         self.ids, self.pixels, self.features = np.zeros(0, int), np.zeros((0, 2)), None
 
 
@@ -72,7 +72,7 @@ class SparseMap:
         self.focal = focal
         self.metres: float | None = None  # in a unit, once that is known
         self.keyframes: list[SparseKeyframe] = []
-        self.described: list[int] = []  # numbers of those with observations and features, in order
+        self.forgotten = 0  # keyframes that were here once
         self.count = 0  # of points, UNSEEN ones included
         self.positions = np.zeros((4096, 3))
         self.states = np.zeros(4096, np.int8)
@@ -113,6 +113,28 @@ class SparseMap:
             translation = similarity.scale * keyframe.T_camera_world[:3, 3] - rotation @ similarity.translation
             keyframe.T_camera_world = rigid(rotation, translation)
 
+    def forget(self, numbers: list[int]) -> None:
+        """Drop keyframes, by their numbers; the later ones move up."""
+        for number in numbers:
+            self.keyframes[number].forget()
+        self.keyframes = [keyframe for keyframe in self.keyframes if keyframe.features is not None]
+        self.forgotten += len(numbers)
+
+    def compact(self) -> np.ndarray:
+        """Drop the points that no keyframe holds; return the table old point id -> new id, -1 for those dropped."""
+        parts = [part for keyframe in self.keyframes for part in (keyframe, keyframe.features)]
+        held = np.zeros(self.count, bool)
+        for part in parts:
+            held[part.ids] = True
+        table = np.where(held, np.cumsum(held) - 1, -1)
+        for part in parts:
+            part.ids = table[part.ids]
+        positions, states = self.positions[:self.count][held], self.states[:self.count][held]
+        self.positions, self.states, self.count = np.zeros((0, 3)), np.zeros(0, np.int8), 0
+        ids = self.allocate(len(states))
+        self.positions[ids], self.states[ids] = positions, states
+        return table
+
     def absorb(self, other: 'SparseMap') -> int:
         """Take in all points and keyframes of another map in the same world; return what its point ids rise by."""
         ids = self.allocate(other.count)
@@ -120,10 +142,9 @@ class SparseMap:
         self.positions[ids], self.states[ids] = other.positions[:other.count], other.states[:other.count]
         for keyframe in other.keyframes:
             keyframe.ids = keyframe.ids + rise
-            if keyframe.features is not None:
-                keyframe.features.ids = keyframe.features.ids + rise
-        self.described += [number + len(self.keyframes) for number in other.described]
+            keyframe.features.ids = keyframe.features.ids + rise
         self.keyframes += other.keyframes
+        self.forgotten += other.forgotten
         return rise
 
     def triangulate(self, keyframe: SparseKeyframe) -> None:
@@ -164,7 +185,7 @@ class SparseMap:
         """Let points `ids` (N,) be the points `into` (N,) from now on; return the table old id -> new id."""
         table = np.arange(self.count)
         table[ids] = into
-        for keyframe in (self.keyframes[number] for number in self.described):
+        for keyframe in self.keyframes:
             for part in (keyframe, keyframe.features):
                 if not (table[part.ids] != part.ids).any():
                     continue

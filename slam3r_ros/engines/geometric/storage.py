@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slam3r_ros.engines.geometric.placements import Stamps
 from slam3r_ros.engines.geometric.records import Depth, Record, Records, pose_in_map
 from slam3r_ros.engines.geometric.sparse_map import Features, PointState, SparseKeyframe, SparseMap
 from slam3r_ros.engines.geometric.stream import MIN_SIDE, Stream
@@ -56,14 +57,14 @@ class Stored(NamedTuple):
     stream: Stream
     maps: list[SparseMap]  # the present one first
     records: Records
-    stamps: dict[int, int]  # by keyframe
+    stamps: Stamps  # of the keyframes
 
 
 def save(path: str | Path, stream: Stream, maps: Sequence[SparseMap], records: Records) -> None:
     """Write maps, the present one first; see `write_arrays`."""
     columns: dict[str, list] = {name: [] for name in _LAYOUT}
     for map in maps:
-        keyframes = sorted((map.keyframes[number] for number in map.described), key=lambda each: each.id)
+        keyframes = sorted(map.keyframes, key=lambda each: each.id)
         used = np.unique(np.concatenate([part.ids for each in keyframes for part in (each, each.features)]))
         columns['map_focal'].append(map.focal)
         columns['map_metres'].append(map.metres or 0.0)
@@ -121,7 +122,6 @@ def load(path: str | Path) -> Stored:
         ids = map.allocate(len(positions))
         map.positions[ids], map.states[ids] = positions, states
         map.keyframes = [keyframes[i] for i in np.flatnonzero(of_keyframe == number)]
-        map.described = list(range(len(map.keyframes)))
         maps.append(map)
     for i, keyframe in enumerate(keyframes):
         map = maps[of_keyframe[i]]
@@ -135,8 +135,7 @@ def load(path: str | Path) -> Stored:
             images = (arrays[name][n] for name in ('depth', 'depth_confidence', 'depth_color'))
             record.depth = Depth(*images, record.seen())
         records[keyframe.id] = record
-    stamps = dict(zip((keyframe.id for keyframe in keyframes), arrays['keyframe_stamp'].tolist(), strict=True))
-    return Stored(stream, maps, records, stamps)
+    return Stored(stream, maps, records, Stamps(np.sort(arrays['keyframe_stamp']).tolist()))
 
 
 def _keyframes(arrays: dict[str, np.ndarray]) -> list[SparseKeyframe]:

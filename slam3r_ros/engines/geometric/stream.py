@@ -12,6 +12,7 @@ from slam3r_ros.values import Frame, Intrinsics
 MIN_SIDE = 64  # pixels
 _AREA = 640 * 480  # pixels at which images are tracked
 _MAX_ENLARGED = 2.0  # times that a smaller image is enlarged for it, at most
+_SAME_SHAPE = 0.01  # relative difference of aspect ratios that still show the same
 
 
 class UnsuitableError(ValueError):
@@ -50,16 +51,22 @@ class Stream(NamedTuple):
         """Return the camera of the tracked images, with the focal length as known now."""
         return self.camera._replace(fx=focal, fy=focal)
 
+    def shows(self, frame: Frame) -> bool:
+        """Tell whether a frame has the shape of this stream, in whatever size: then the camera sees the same by it.
+
+        Raises:
+            UnsuitableError: the image is no RGB image, or too small.
+        """
+        (height, width), (rows, columns) = _size(frame), self.frame_size
+        return abs(width * rows / (height * columns) - 1) <= _SAME_SHAPE
+
     def fit(self, frame: Frame) -> np.ndarray:
         """Return the image of a frame as it is tracked, (h, w, 3) uint8.
 
         Raises:
-            UnsuitableError: it is no RGB image, too small, or of another size than those before.
+            UnsuitableError: it is no RGB image, or too small.
         """
         height, width = _size(frame)
-        if (height, width) != self.frame_size:
-            raise UnsuitableError(f'frame {frame.id} is {width} x {height} pixels, those before were '
-                                  f'{self.frame_size[1]} x {self.frame_size[0]}: reset the engine for another video')
         image = np.ascontiguousarray(frame.image)
         if (height, width) == self.size:
             return image

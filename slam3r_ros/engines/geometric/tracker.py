@@ -142,6 +142,7 @@ class Tracker:
                     descriptors = self._descriptor.describe(waiting.image, waiting.pixels + self._centre, scales=True)
                     self.placements.add_lost(waiting.id, Features(waiting.ids, waiting.pixels, descriptors))
             self._tracks.clear()
+            self.map.count = 0  # nobody holds these ids
             self._tracks.detect()
             self._initialiser.restart(Sight(id, self._tracks.ids, self._pixels, image))
             return Step(None)
@@ -152,7 +153,6 @@ class Tracker:
         sights = {sight.id: sight for sight in self._initialiser.sights}
         for keyframe in map.keyframes:
             self._describe(keyframe, sights[keyframe.id].image)
-        map.described = list(range(len(map.keyframes)))
         for number in range(1, len(map.keyframes)):
             map.triangulate(map.keyframes[number])
         newest = map.keyframes[-1]
@@ -223,7 +223,7 @@ class Tracker:
         self._tracks.detect()
         features = Features(self._tracks.ids, self._pixels,
                             self._descriptor.describe(image, self._tracks.pixels, scales=True))
-        numbers = np.array(self.map.described)
+        numbers = np.arange(len(self.map.keyframes))
         if len(numbers) > _CONSIDERED:
             others = self._random.choice(numbers[:-_NEWEST], _CONSIDERED - _NEWEST, replace=False)
             numbers = np.concatenate([numbers[-_NEWEST:], others])
@@ -261,6 +261,12 @@ class Tracker:
         """Whether the map is worth keeping."""
         return self._loaded or len(self.map.keyframes) >= YOUNG
 
+    def thin(self) -> None:
+        """Forget every other keyframe of the older half of the map; frames that stood by one stay where they are."""
+        self.placements.lean(local_mapping.thin(self.map))
+        self._tracks.ids = self.map.compact()[self._tracks.ids]
+        self._tracks.keep(self._tracks.ids >= 0)
+
     def load(self, map: SparseMap) -> None:
         """Take a map made before, and look for the camera in it."""
         self.map, self.state, self._loaded = map, State.LOST, True
@@ -283,8 +289,7 @@ class Tracker:
         rise = other.map.absorb(self.map)
         self.map, self._prior = other.map, self._prior or other._prior
         self.map.metres = metres
-        self.placements.update(other.placements)
-        self.placements.take_lost(other.placements)
+        self.placements.take(other.placements)
         self._tracks.ids = self._tracks.ids + rise
         self._rename(self.map.merge(link.here + rise, link.there))
         local_mapping.adjust_all(self.map, self._prior, _JOIN_ITERATIONS)
