@@ -31,8 +31,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             'input',
             default_value='',
-            description='file, image folder, bag, camera:0, rtsp, http or ws URL, or topic:/name; empty: VIDEO_STREAM_URL, '
-            'else image_raw',
+            description='file, image folder, bag, camera:0, rtsp, http or ws URL, or topic:/name; empty: '
+            'VIDEO_STREAM_URL, else image_raw',
         ),
         DeclareLaunchArgument(
             'engine',

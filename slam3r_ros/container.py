@@ -169,7 +169,8 @@ class Container(Node):
             response.unique_id = self.load(request.plugin_name, name, **node_arguments(request))
         except (ComponentError, ContainerError) as error:
             self.get_logger().error(str(error))
-            if request.plugin_name in {*GRAPH.values(), *MONITOR.values()} - self._loaded:  # a slip of the pen must not end a graph that runs
+            # A slip of the pen must not end a graph that runs.
+            if request.plugin_name in {*GRAPH.values(), *MONITOR.values()} - self._loaded:
                 self._note_failure(str(error))
             response.error_message = str(error)
         if response.error_message:
@@ -242,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv if arguments is None else arguments
     parser = argparse.ArgumentParser(prog='slam3r_container', description=main.__doc__)
     parser.add_argument('--graph', action='store_true', help='load the four nodes of slam3r_ros, and do the following')
-    parser.add_argument('--exit-on-failure', action='store_true', help='end with status 1 when a node cannot go on, or the graph lacks one')
+    failure = 'end with status 1 when a node cannot go on, or the graph lacks one'
+    parser.add_argument('--exit-on-failure', action='store_true', help=failure)
     options = parser.parse_args(remove_ros_args(arguments)[1:])
     watch = options.graph or options.exit_on_failure
     tune_malloc()

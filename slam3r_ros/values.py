@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+LATEST = 2**31 * 1_000_000_000 - 1  # nanoseconds; the last stamp that a builtin_interfaces/Time holds
+_SAME_SHAPE = 0.01  # relative difference of aspect ratios that still show the same
+
 
 class State(IntEnum):
     """What the engine is doing; the numbers are those of `SlamStatus.msg`."""
@@ -53,6 +56,12 @@ class Frame:
     candidate: bool = True  # advice: worth a keyframe
     stride: int = 1  # advice: frames between keyframes
     last: bool = False  # the source ends with this frame
+
+
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Tell whether images of these heights and widths have one shape, so that a camera shows the same by both."""
+    (height, width), (rows, columns) = size, other
+    return abs(width * rows / (height * columns) - 1) <= _SAME_SHAPE
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import ctypes
 import re
 import subprocess
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
@@ -138,6 +138,8 @@ def fake_cupy(folder: Path) -> ModuleType:
         return np.array(array)
 
     cupy.asnumpy = asnumpy
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
+    cupy.get_default_memory_pool = lambda: pool
     return cupy
 
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from geometric_scenes import FOCAL, camera
 
-from slam3r_ros.engines.geometric import placements
+from slam3r_ros.engines.geometric import engine as engine_module
+from slam3r_ros.engines.geometric.engine import GeometricEngine
 from slam3r_ros.engines.geometric.placements import Placements, Stamps
 from slam3r_ros.engines.geometric.sparse_map import SparseKeyframe, SparseMap
-from slam3r_ros.mapping.frames import invert
+from slam3r_ros.engines.geometric.tracker import Step
+from slam3r_ros.mapping.frames import T_MAP_OPTICAL, invert
+from slam3r_ros.values import Frame
 
 
 def make_map(count: int) -> SparseMap:
@@ -68,6 +71,26 @@ def test_frames_of_forgotten_keyframes_stay_and_move_with_another():
     np.testing.assert_allclose(dict(frames.poses(sparse))[15], invert(change) @ invert(pose(15)), atol=1e-12)
 
 
+def test_frames_of_many_keyframes_are_moved_to_others_in_one_go():
+    sparse, frames = make_map(30), Placements()
+    put(frames, sparse, range(100, 300))
+    put(frames, sparse, range(100))
+    frames.put(5, pose(5), sparse.keyframes[29])  # once more
+    pairs = [(sparse.keyframes[i], sparse.keyframes[i - 1]) for i in (17, 3, 1, 11)]
+    frames.lean(iter(pairs))
+    frames.lean([])
+    sparse.keyframes = [keyframe for keyframe in sparse.keyframes if keyframe not in [gone for gone, _ in pairs]]
+    change = camera((0, 0.2, 0), (1, 2, 3))
+    moved = sparse.keyframes[1:3]  # 20, which took over 30 to 39, and 40
+    for keyframe in moved:
+        keyframe.T_camera_world = keyframe.T_camera_world @ change
+    found = frames.poses(sparse)
+    assert [id for id, _ in found] == list(range(300))
+    for id, T in found:
+        expected = invert(change) @ invert(pose(id)) if 20 <= id < 50 else invert(pose(id))
+        np.testing.assert_allclose(T, expected, atol=1e-12)
+
+
 def test_lengths_and_maps_come_together():
     sparse, first, second = make_map(4), Placements(), Placements()
     put(first, sparse, range(20))
@@ -97,11 +120,38 @@ def test_a_frame_takes_little_memory():
 
 
 def test_there_is_an_end_to_it(monkeypatch):
-    monkeypatch.setattr(placements, 'MAX_FRAMES', 40)
-    sparse, frames = make_map(20), Placements()
-    put(frames, sparse, range(200))
-    ids = [id for id, _ in frames.poses(sparse)]
-    assert 20 < len(ids) <= 40 and ids[0] == 0 and ids[-20:] == list(range(180, 200))  # the newest are all there
+    """When and where frames were is forgotten together; two maps take turns, and not every frame has a place."""
+    monkeypatch.setattr(engine_module, 'MAX_FRAMES', 40)
+    engine = GeometricEngine(focal=FOCAL, dense=False)
+    image = np.zeros((64, 64, 3), np.uint8)
+    engine.process(Frame(0, 0, image))
+    sparse, atlas = make_map(20), engine._atlas
+    put(atlas.present.placements, sparse, range(1))
+    atlas.others.append(atlas._make(0.0))
+    for tracker in (atlas.present, *atlas.others):
+        tracker.map = sparse
+
+    def track(id, image, candidate):
+        if id % 9 == 0:
+            atlas.present, atlas.others = atlas.others[0], [atlas.present]
+        if id % 7:
+            put(atlas.present.placements, sparse, range(id, id + 1))
+        return Step(None)
+
+    monkeypatch.setattr(atlas, 'track', track)
+    for id in range(1, 200):
+        engine.process(Frame(id, 1000 * id, image))
+        assert len(engine._stamps) <= 40
+    assert all(len(tracker.placements._rows) <= 40 for tracker in (atlas.present, *atlas.others))
+    poses = [*engine.trajectory(), *engine.other_trajectories()[0]]
+    ids = sorted(each.id for each in poses)
+    assert 20 < len(ids) <= 40 and ids[0] == 0
+    assert ids[-15:] == [id for id in range(200) if id % 7][-15:]  # the newest are all there
+    for each in poses:
+        assert each.stamp == 1000 * each.id
+        np.testing.assert_allclose(each.T_map_camera, T_MAP_OPTICAL @ invert(pose(each.id)), atol=1e-12)
+    atlas.present.placements.put(3, pose(3), sparse.keyframes[0])  # found again, too late
+    assert len(engine.trajectory()) + len(engine.other_trajectories()[0]) == len(ids)
 
 
 def test_stamps_by_frame():

@@ -3,6 +3,8 @@
 """A full GPU, simulated: kernels that refuse to run beside a volume that is too large."""
 
 import logging
+import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,8 +24,10 @@ class OutOfMemoryError(MemoryError):
 
 @pytest.fixture
 def gpu(cuda, monkeypatch):  # noqa: F811
-    """Notes how often the pool was freed; `full` names the functions that fail beside a large volume."""
-    gpu = SimpleNamespace(full=set(), freed=0, room=ROOM)
+    """Notes how often the pool was freed; `full` names the functions that fail beside a large volume, or beside torch."""
+    gpu = SimpleNamespace(full=set(), freed=0, room=ROOM, torch_fills_it=False)
+    torch = SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: gpu.torch_fills_it and gpu.full.clear())
+    monkeypatch.setitem(sys.modules, 'torch', SimpleNamespace(cuda=torch, Tensor=int))
     pool = SimpleNamespace(free_all_blocks=lambda: setattr(gpu, 'freed', gpu.freed + 1))
     monkeypatch.setattr(cuda.xp, 'get_default_memory_pool', lambda: pool, raising=False)
 
@@ -76,6 +80,40 @@ def test_a_full_device_halves_the_volume_and_the_mesh_is_the_same(gpu, caplog, w
         assert_same(one[1:], other[1:])
     assert mesh_of(mesher) == mesh_of(expected) and len(mesher.mesh()[2]) > 1000
     assert mesher.counters == expected.counters and mesher.counters['dropped'] == 0
+
+
+def test_what_torch_gives_back_may_suffice(gpu, caplog):
+    """Then nothing of the mesh need go."""
+    frames = stream()
+    gpu.mesher = mesher = BlockMesher(VOXEL, max_blocks=2 * ROOM, device='cuda')
+    mesher.integrate(frames[0])
+    gpu.torch_fills_it = True
+    for number, what in enumerate(('as_array', 'band_keys', 'fuse'), 1):
+        gpu.full.add(what)
+        mesher.integrate(frames[number])
+        assert not gpu.full
+    assert mesher.volume.max_blocks == 2 * ROOM and len(mesher.update().blocks) and not caplog.records
+
+
+@pytest.mark.parametrize('what', ['as_array', 'band_keys', 'fuse', '_free', 'band_keys of the new view'])
+def test_after_a_revision_that_had_no_room_the_next_one_counts(gpu, monkeypatch, what):
+    frames = stream()
+    expected = BlockMesher(VOXEL, max_blocks=2 * ROOM, device='cuda')
+    gpu.mesher = mesher = BlockMesher(VOXEL, max_blocks=2 * ROOM, device='cuda')
+    for frame in frames[:4]:
+        mesher.integrate(frame)
+        expected.integrate(frame)
+    remove, gpu.room = mesher.volume.remove, 0
+    with monkeypatch.context() as patch, nullcontext() if what == '_free' else pytest.raises(DeviceError):
+        if what == 'band_keys of the new view':
+            patch.setattr(mesher.volume, 'remove', lambda *view: (remove(*view), gpu.full.add('band_keys')))
+        else:
+            gpu.full.add(what)
+        mesher.integrate(moved(frames[0], [0.3, 0, 0], revision=1))
+    gpu.full.clear()
+    for each in mesher, expected:
+        each.integrate(moved(frames[0], [0.04, 0, 0], revision=2))
+    assert mesh_of(mesher) == mesh_of(expected) and mesher.counters['duplicates'] == 0
 
 
 def test_what_is_longest_untouched_goes(gpu):

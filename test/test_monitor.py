@@ -25,9 +25,10 @@ pytest.importorskip('prometheus_client', reason='prometheus-client is not instal
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from slam3r_ros import gpu_memory
 from slam3r_ros.container import GRAPH, MONITOR, Container
 from slam3r_ros.monitoring import readings
-from slam3r_ros.nodes import managed, playback, pulse, slam3r
+from slam3r_ros.nodes import playback, pulse, slam3r
 from slam3r_ros.nodes.keyframe_selector import KeyframeSelector
 from slam3r_ros.nodes.mesher import Mesher
 from slam3r_ros.nodes.monitor import Monitor
@@ -380,7 +381,7 @@ def test_gpu_memory_is_that_of_the_libraries_in_use(monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch', SimpleNamespace(cuda=cuda))
     monkeypatch.setitem(sys.modules, 'cupy', SimpleNamespace(get_default_memory_pool=lambda: pool))
     monkeypatch.delitem(sys.modules, 'slam3r_ros.meshing.kernels_gpu', raising=False)
-    assert (managed.torch_gpu_memory(), managed.cupy_gpu_memory()) == (201, 0)
+    assert (gpu_memory.torch_gpu_memory(), gpu_memory.cupy_gpu_memory()) == (201, 0)
     monkeypatch.setitem(sys.modules, 'slam3r_ros.meshing.kernels_gpu', SimpleNamespace())
     cuda.is_initialized = lambda: False
-    assert (managed.torch_gpu_memory(), managed.cupy_gpu_memory()) == (0, 7)
+    assert (gpu_memory.torch_gpu_memory(), gpu_memory.cupy_gpu_memory()) == (0, 7)

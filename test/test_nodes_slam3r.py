@@ -268,8 +268,8 @@ def test_a_node_that_waits_for_others_is_paused_and_resumed_too(bench):
     b = bench()
     gate, slow = threading.Event(), b.ros.node(node_name='slow')
     create_subscription(slow, Keyframe, 'keyframes', lambda keyframe: gate.wait(20), depth=1, lossless=True)
-    for frame in images():
-        b.frames.publish(frame)
+    feeding = threading.Thread(target=lambda: [b.frames.publish(frame) for frame in images()])  # it waits, too
+    feeding.start()
     wait_until(lambda: b.node.worker._waits)
     for name in ('pause', 'resume', 'pause'):
         assert b.ros.call(b.outside, Trigger, f'/slam3r/{name}').success
@@ -277,6 +277,7 @@ def test_a_node_that_waits_for_others_is_paused_and_resumed_too(bench):
     assert b.statuses[-1].state == State.PAUSED
     assert b.ros.call(b.outside, Trigger, '/slam3r/resume').success
     wait_until(lambda: b.statuses[-1].finished)
+    feeding.join()
 
 
 def test_while_paused_all_of_a_map_is_handed_on_however_long_that_takes(bench):
@@ -336,7 +337,7 @@ def test_a_new_scale_begins_a_map_that_holds_everything(bench):
     answer = b.ros.call(b.outside, SetScale, '/slam3r/set_scale', SetScale.Request(metres_per_unit=2.0))
     assert answer.success, answer.message
     wait_until(lambda: b.keyframes[-1].map_id == before + 1)
-    b.node.worker.call(b.node._publish_status)
+    b.node.worker.call(b.node._status.publish)
     wait_until(lambda: b.statuses[-1].keyframes == 1)
     assert b.statuses[-1].scale_known and b.statuses[-1].map_id == before + 1
     # The mesher needs the unit before the keyframes: the first status of the new map knows none yet.

@@ -8,15 +8,16 @@ import yaml
 from rclpy.parameter import Parameter as RosParameter
 from ros_helpers import ros_fixture  # noqa: F401
 
-from slam3r_ros.nodes import parameters
-from slam3r_ros.nodes.parameters import GROUPS, Parameter, ParameterError, config_file, declare, insert_table
+from slam3r_ros.nodes import parameter_files, parameters
+from slam3r_ros.nodes.parameter_files import config_file, insert_table
+from slam3r_ros.nodes.parameters import GROUPS, Parameter, ParameterError, declare
 
 ROOT = Path(__file__).parent.parent
 EVERY = {each.name: each for group in GROUPS.values() for each in group}
 
 
 def test_the_files_of_the_repository_agree_with_the_declarations():
-    hint = 'run: python -m slam3r_ros.nodes.parameters --write'
+    hint = 'run: python -m slam3r_ros.nodes.parameter_files --write'
     assert (ROOT / 'config' / 'slam3r.yaml').read_text() == config_file(), hint
     readme = (ROOT / 'README.md').read_text()
     assert insert_table(readme) == readme, hint
@@ -42,12 +43,12 @@ def test_a_name_means_the_same_in_all_nodes():
 def test_writing_brings_the_files_up_to_date(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'config').mkdir()
-    (tmp_path / 'README.md').write_text(f'before\n{parameters.BEGIN}\nstale\n{parameters.END}\nafter\n')
-    assert parameters.main(['--write']) == 0
+    (tmp_path / 'README.md').write_text(f'before\n{parameter_files.BEGIN}\nstale\n{parameter_files.END}\nafter\n')
+    assert parameter_files.main(['--write']) == 0
     assert (tmp_path / 'config' / 'slam3r.yaml').read_text() == config_file()
     text = (tmp_path / 'README.md').read_text()
     assert text.startswith('before\n') and text.endswith('\nafter\n') and 'stale' not in text and '`engine`' in text
-    parameters.main([])
+    parameter_files.main([])
     assert '`engine`' in capsys.readouterr().out
     with pytest.raises(ParameterError, match='README.md must hold the lines'):
         insert_table('no markers')

@@ -31,6 +31,7 @@ class Gpu:
         self.calls = []
         self.freed = 0
         monkeypatch.setattr(torch.cuda, 'empty_cache', self._empty_cache)
+        monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
 
     def _empty_cache(self):
         self.freed += 1
@@ -152,6 +153,33 @@ def test_frames_that_were_held_back_do_not_fall_with_one(gpu, make, monkeypatch)
     monkeypatch.setattr(engine, '_take', fails)
     outputs = run(engine, 0, 10)
     assert outputs[-1].keyframes and outputs[-1].pose.id == 9
+
+
+def test_smaller_numbers_are_proposed_only_to_larger_ones(gpu, make):
+    engine = make()
+    gpu.room['encode'] = 0
+    for precision, proposed in (('float32', True), ('float16', False), ('bfloat16', False)):
+        engine.precision = precision
+        with pytest.raises(EngineError, match='engine:=geometric') as caught:
+            engine.process(frames(0, 1)[0])
+        assert ('precision:=float16' in str(caught.value)) is proposed
+
+
+def test_poses_are_kept_up_to_a_number(make, monkeypatch):
+    monkeypatch.setattr(engine_module, 'MAX_FRAMES', 20)
+    engine = make()
+    published = {}
+    for frame in frames(0, 70):
+        published[frame.id] = engine.process(frame).pose
+        assert len(engine.trajectory()) <= 20
+    poses = engine.trajectory()
+    ids = [pose.id for pose in poses]
+    assert len(ids) > 10 and ids == sorted(set(ids)) and ids[0] == 0 and ids[-10:] == list(range(60, 70))
+    assert pose_errors(poses, UNIT)[0] < 1e-2
+    for pose in poses[-10:]:
+        same = published[pose.id]
+        assert (pose.stamp, pose.state) == (same.stamp, same.state) == (pose.id, State.TRACKING)
+        np.testing.assert_array_equal(pose.T_map_camera, same.T_map_camera)
 
 
 def test_a_memory_that_is_full_before_the_networks_are_loaded(monkeypatch, gpu):

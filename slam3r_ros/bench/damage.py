@@ -28,7 +28,8 @@ def encode(
     """
     width, height = size
     rng = np.random.default_rng(3)
-    texture = cv2.resize(rng.integers(0, 256, (40, 60, 3), np.uint8), (3 * width, 2 * height), interpolation=cv2.INTER_CUBIC)
+    texture = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    texture = cv2.resize(texture, (3 * width, 2 * height), interpolation=cv2.INTER_CUBIC)
     context = av.CodecContext.create(codec, 'w')
     context.width, context.height, context.pix_fmt = width, height, 'yuv420p'
     context.time_base, context.framerate, context.gop_size = Fraction(1, 30), Fraction(30), gop

@@ -52,8 +52,9 @@ def main(arguments: argparse.Namespace) -> int:
         row = results[name]
         print(
             f'{name:<7} {row["mean_mbps"]:5.2f} Mbps mean, {row["p95_mbps"]:5.2f} p95 of a turn; '
-            f'{row["ratio"]:4.1f} times smaller; {row["milliseconds"]:4.1f} ms a message, {row["p95_milliseconds"]:4.1f} p95; '
-            f'{row["wait"]:.1f} s until a block is sent, {row["p95_wait"]:.1f} p95; all sent {row["rest"]:.1f} s after the end'
+            f'{row["ratio"]:4.1f} times smaller; {row["milliseconds"]:4.1f} ms a message, '
+            f'{row["p95_milliseconds"]:4.1f} p95; {row["wait"]:.1f} s until a block is sent, '
+            f'{row["p95_wait"]:.1f} p95; all sent {row["rest"]:.1f} s after the end'
         )
     figure = Figure('compressed mesh, mean with the cap', results['capped']['mean_mbps'], 'Mbps', arguments.cap)
     print(figure)

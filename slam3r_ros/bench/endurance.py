@@ -46,8 +46,8 @@ LIMITS = {'memory_mb': 0.05, 'waiting': 0.05, 'fps': 0.15}  # how far apart the 
 FIGURES = (*LIMITS, 'rss_mb', 'work_ms')
 BOUNDS = {'slam3r': {'max_keyframes': 100, 'max_pointcloud_size': 200_000}, 'mesher': {'mesh_memory_mb': 32}}
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-_SHOWN = ((MeshUpdate, 'mesh', 10), (MarkerArray, 'mesh_markers', 10), (TFMessage, '/tf', 100), (Odometry, 'odometry', 100),
-          (PointCloud2, 'map_cloud', _LATCHED), (PathMessage, 'path', _LATCHED))
+_SHOWN = ((MeshUpdate, 'mesh', 10), (MarkerArray, 'mesh_markers', 10), (TFMessage, '/tf', 100),
+          (Odometry, 'odometry', 100), (PointCloud2, 'map_cloud', _LATCHED), (PathMessage, 'path', _LATCHED))
 
 
 class Sample(NamedTuple):

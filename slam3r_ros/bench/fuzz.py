@@ -77,7 +77,8 @@ def _decode_streams(pipe: Connection, seed: int) -> None:
         try:
             if number % 2:
                 stream = PacketStream('fuzz')
-                decoded = [each for i, unit in enumerate(units) for each in stream.feed(unit, 'h264', i)] + stream.flush()
+                decoded = [each for i, unit in enumerate(units) for each in stream.feed(unit, 'h264', i)]
+                decoded += stream.flush()
             else:
                 stream, data = H264Stream('fuzz'), b''.join(units)
                 step = rng.choice((1, 7, 100, 1500, 100_000))

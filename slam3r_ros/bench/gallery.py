@@ -82,7 +82,8 @@ def draw(T_world_camera: np.ndarray) -> np.ndarray:
                 continue
             texture = _texture(panel, plane)
             rows, columns = texture.shape[:2]
-            H = cv2.getPerspectiveTransform(np.float32([(0, 0), (columns, 0), (columns, rows), (0, rows)]) - 0.5, pixels)
+            corners = np.float32([(0, 0), (columns, 0), (columns, rows), (0, rows)]) - 0.5
+            H = cv2.getPerspectiveTransform(corners, pixels)
             cv2.warpPerspective(texture, H, (WIDTH, HEIGHT), image, cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
     return image
 

@@ -59,7 +59,8 @@ def main(arguments: argparse.Namespace) -> int:
     result = {'frames': frames, 'fps': fps, 'ratios': ratios, 'median_ratio': statistics.median(ratios)}
     for kind, values in fps.items():
         print(f'{kind:<6} {statistics.median(values):6.1f} FPS  ({", ".join(f"{value:.1f}" for value in values)})')
-    print(f'graph / plain, run by run: {", ".join(f"{ratio:.2f}" for ratio in ratios)}; median {result["median_ratio"]:.2f}')
+    each = ', '.join(f'{ratio:.2f}' for ratio in ratios)
+    print(f'graph / plain, run by run: {each}; median {result["median_ratio"]:.2f}')
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + '\n')
     return 0

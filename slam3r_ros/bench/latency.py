@@ -47,7 +47,8 @@ from slam3r_ros.video.synthetic import FPS, write_video
 
 SIZES = {'640x480': (640, 480), '1920x1080': (1920, 1080)}
 STAGES = (
-    'decode', 'convert', 'start late', 'wait for selector', 'select', 'wait for engine', 'engine', 'make message', 'DDS',
+    'decode', 'convert', 'start late', 'wait for selector', 'select', 'wait for engine', 'engine', 'make message',
+    'DDS',
 )  # fmt: skip
 MAX_LATENCY = 100.0  # milliseconds, of 95 in 100 poses
 MIN_SHARE = 0.9  # of the frames a second that the networks alone would do, on a GPU

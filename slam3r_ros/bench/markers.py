@@ -1,6 +1,6 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""`slam3r bench markers`: what it takes to show RViz a mesh that has changed everywhere, beside filling the messages."""
+"""`slam3r bench markers`: what showing RViz a mesh that has changed everywhere takes, beside filling the messages."""
 
 import argparse
 import json
@@ -40,9 +40,9 @@ def main(arguments: argparse.Namespace) -> int:
     """Measure, print the figures, and return 1 where the limit is missed."""
     results = measure(arguments.rounds)
     stages = ', '.join(f'{name} {results[name]:.1f}' for name in ('chunks', 'serialise', 'publish'))
-    print(f'{results["triangles"]} triangles in {results["markers"]} markers, {results["megabytes"]:.1f} MB; ms: {stages}')
-    print(f'filling the messages and publishing them: {results["filled"]:.0f} ms, {results["filled"] / results["total"]:.0f} '
-          'times as long')  # fmt: skip
+    triangles, markers, megabytes, filled = (results[name] for name in ('triangles', 'markers', 'megabytes', 'filled'))
+    print(f'{triangles} triangles in {markers} markers, {megabytes:.1f} MB; ms: {stages}')
+    print(f'filling the messages and publishing them: {filled:.0f} ms, {filled / results["total"]:.0f} times as long')
     figure = Figure('markers built and published', results['total'], 'ms', MILLISECONDS)
     print(figure)
     if arguments.json:

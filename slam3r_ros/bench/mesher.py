@@ -75,7 +75,8 @@ def main(arguments: argparse.Namespace) -> int:
         figures.append(figure)
     if arguments.json:
         rows = [figure._asdict() | {'missed': figure.missed} for figure in figures]
-        arguments.json.write_text(json.dumps({'device': arguments.device, 'figures': rows}, indent=2, default=float) + '\n')
+        written = json.dumps({'device': arguments.device, 'figures': rows}, indent=2, default=float)
+        arguments.json.write_text(written + '\n')
     return int(any(figure.missed for figure in figures))
 
 
@@ -101,7 +102,8 @@ def speed(device: str, young: int = 50, old: int = 400, keyframes: int = 100) ->
     seconds = in_turn(meshers, keyframes)
     (few, many), pairs = 1e3 * np.median(seconds, axis=0), seconds[:, 1] / seconds[:, 0]
     yield Figure('integrate and mesh a keyframe of 224 x 224, median', few, 'ms', MILLISECONDS[device])
-    yield Figure(f'the same, keyframes {old}-{old + keyframes} to {young}-{young + keyframes}', many / few, 'times', 1.1,
+    compared = f'keyframes {old}-{old + keyframes} to {young}-{young + keyframes}'
+    yield Figure(f'the same, {compared}', many / few, 'times', 1.1,
                  note=f'{many:.1f} to {few:.1f} ms; pairs of the same view: {np.median(pairs):.2f}')
 
 
@@ -200,7 +202,8 @@ def geometry(device: str, noise: float, keyframes: int = 2 * rooms.STEPS, sample
     yield Figure(names[1], accuracy / theirs, 'times', 1.0, note=f'{1e3 * accuracy:.2f} to {1e3 * theirs:.2f} mm')
     surface = rooms.seen(range(keyframes), 0.02)
     completeness, theirs = (distances_to_mesh(surface, *mesh).mean() for mesh in ((vertices, triangles), others))
-    yield Figure(names[2], completeness / theirs, 'times', 1.0, note=f'{1e3 * completeness:.2f} to {1e3 * theirs:.2f} mm')
+    note = f'{1e3 * completeness:.2f} to {1e3 * theirs:.2f} mm'
+    yield Figure(names[2], completeness / theirs, 'times', 1.0, note=note)
 
 
 def memory(device: str) -> Iterator[Figure]:

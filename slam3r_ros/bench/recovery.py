@@ -3,9 +3,9 @@
 """`slam3r bench recovery`: how soon the camera is found again after black frames, and how well it is tracked then.
 
 A clip is run as it is, then with some seconds of it black, at several places.  The camera moves on meanwhile; with
-`--still` it does not, the black frames being put in between.  So it is for the bundled clip, whose camera looks where it
-never was before after three seconds.  The error is that of the poses as they were published, after one similarity for
-each run, over the same frames of both.
+`--still` it does not, the black frames being put in between.  So it is for the bundled clip, whose camera looks where
+it never was before after three seconds.  The error is that of the poses as they were published, after one similarity
+for each run, over the same frames of both.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--groundtruth', type=Path, help='its TUM trajectory')
     parser.add_argument('--seconds', type=float, default=3.0, help='that are black, 3')
     parser.add_argument('--still', action='store_true', help='put the black frames in between')
-    parser.add_argument('--at', type=float, nargs='+', default=[0.3, 0.5, 0.7], help='shares of the clip where it begins')
+    parser.add_argument('--at', type=float, nargs='+', default=[0.3, 0.5, 0.7], help='where in the clip, 0 to 1')
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -23,7 +23,8 @@ VOXEL = 0.05  # metres
 CORNER = np.array([0.013, 0.021, 0.017])  # metres, of the first room: no surface lies on voxels, as seldom in life
 # Least and greatest corners of what stands in a room, whose near wall has its middle at x = 0.
 BOXES = np.array([
-    ((-0.1, 0.0, 0.0), (0.1, 2.0, 2.7)), ((-0.1, 3.0, 0.0), (0.1, 5.0, 2.7)), ((-0.1, 2.0, 2.1), (0.1, 3.0, 2.7)),  # wall
+    # wall
+    ((-0.1, 0.0, 0.0), (0.1, 2.0, 2.7)), ((-0.1, 3.0, 0.0), (0.1, 5.0, 2.7)), ((-0.1, 2.0, 2.1), (0.1, 3.0, 2.7)),
     ((0.8, 0.0, 0.0), (2.0, 0.45, 1.9)),  # cupboard
     ((2.6, 0.05, 0.7), (4.2, 0.9, 0.76)), ((2.7, 0.1, 0.0), (2.76, 0.85, 0.7)), ((4.04, 0.1, 0.0), (4.1, 0.85, 0.7)),
     ((3.1, 0.2, 0.76), (3.6, 0.5, 1.1)),  # a screen on that desk

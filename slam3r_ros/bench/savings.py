@@ -137,7 +137,8 @@ def main(arguments: argparse.Namespace) -> int:
     seconds = time_pairs(step, arguments.pairs)
     ratio = statistics.median(b / a for a, b in seconds)
     a, b = (statistics.median(times) for times in zip(*seconds))
-    print(f'{a:.2f} s straightforward, {b:.2f} s sparing: {ratio:.3f} (limit {MAX_TIME}, median of {len(seconds)} pairs)')
+    print(f'{a:.2f} s straightforward, {b:.2f} s sparing: {ratio:.3f} '
+          f'(limit {MAX_TIME}, median of {len(seconds)} pairs)')  # fmt: skip
     with torch.inference_mode():
         error = max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(step.run(True), step.run(False)))
     print(f'largest difference of an output, of its largest value: {error:.1e} (limit {MAX_ERROR:.0e})')

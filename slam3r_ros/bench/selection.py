@@ -102,7 +102,8 @@ def blur_found(clip: Clip) -> tuple[int, int, int]:
     """Smear a frame now and then along its rows, as a quick turn does, and ask for a keyframe at every frame.
 
     Returns:
-        How many smeared frames were dropped or no candidates, how many there were, and how many others shared that fate.
+        How many smeared frames were dropped or no candidates, how many there were, and how many others shared that
+        fate.
     """
     selector, caught, smeared, others = FrameSelector(stride=1), 0, 0, 0
     for frame in clip.frames():

@@ -66,7 +66,7 @@ def estimate_focal(
 def median_focal(points: np.ndarray, principal: tuple[float, float]) -> float:
     """Take the median of the focal lengths that every pixel's row and column ask for, the official tool's other way.
 
-    Robust without weights, but coarse on maps whose depth is poor near the axes; see `estimate_focal` for the arguments.
+    Robust without weights, but coarse on maps whose depth is poor near the axes; the arguments are `estimate_focal`'s.
 
     Raises:
         PoseError: no point lies before the camera.

@@ -8,9 +8,9 @@ image brings new things into view and counts in full; what spreads it counts for
 corridor mostly spreads the image: new things hardly enter (high overlap), and near the middle nothing moves (low
 parallax), so the stride is wide.  A camera that pans or passes by things shifts the image: in a room it is narrower.
 
-The engine's confidence then widens or narrows the stride.  It never touches `candidate`, so that engines which heed that
-alone are not disturbed, and it counts a fixed number of frames late, so that one result does not depend on the timing:
-see `DELAY`.
+The engine's confidence then widens or narrows the stride.  It never touches `candidate`, so that engines which heed
+that alone are not disturbed, and it counts a fixed number of frames late, so that one result does not depend on the
+timing: see `DELAY`.
 """
 
 from collections import deque
@@ -33,7 +33,7 @@ SPREAD = 0.25  # weight of spreading: pure forward motion may double the image's
 CANDIDATE_MOTION = 0.01  # of the image's width; a camera that stands still needs no keyframe
 MAX_STRIDE = 15
 # Frames after which a keyframe counts.  By then it has always been heard: in one process, lossless, at most two queues
-# (`queue_depth` 2) and the frames in work lie between selector and engine, nine frames where every other one is dropped.
+# (`queue_depth` 2) and the frames in work lie between selector and engine, nine frames where every other is dropped.
 DELAY = 10
 USUAL = 8  # keyframes that tell the usual confidence; more than come late, all at once, when a map begins
 REMEMBERED = 30  # keyframes
@@ -159,8 +159,8 @@ class FrameSelector:
 
 def _is_image(image: np.ndarray) -> bool:
     """Tell whether an array is an image: grey (H, W), RGB or RGBA (H, W, 3 or 4), uint8, and not tiny."""
-    channels = image.shape[2:]
-    return image.dtype == np.uint8 and channels in ((), (3,), (4,)) and image.ndim > 1 and min(image.shape[:2]) >= SMALLEST
+    size, channels = image.shape[:2], image.shape[2:]
+    return image.dtype == np.uint8 and channels in ((), (3,), (4,)) and image.ndim > 1 and min(size) >= SMALLEST
 
 
 def _median_length(vectors: np.ndarray) -> float:

@@ -45,12 +45,6 @@ def kernels(device: str) -> ModuleType:
     return import_module(f'{__package__}.{KERNELS[device]}')
 
 
-def give_back(xp: ModuleType) -> None:
-    """Return to the device what NumPy or CuPy keeps of its memory for later."""
-    if pool := getattr(xp, 'get_default_memory_pool', None):
-        pool().free_all_blocks()
-
-
 def to_host(xp: ModuleType, array: Any) -> np.ndarray:
     """Copy an array of NumPy or CuPy to the host."""
     return getattr(xp, 'asnumpy', np.array)(array)

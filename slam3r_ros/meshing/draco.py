@@ -4,8 +4,8 @@
 
 The lattice is the same for every update, so that blocks of different updates meet without seams.  Marching cubes leaves
 each vertex on an edge between two voxels, not at its ends.  Quantised it stays so, and hence a triangle stays in
-its cell and never lies flat on the cell's side: the block of a triangle is the one that holds its centroid.  That is how
-a reader parts the buffer into blocks again, for Draco reorders vertices and triangles.
+its cell and never lies flat on the cell's side: the block of a triangle is the one that holds its centroid.  That is
+how a reader parts the buffer into blocks again, for Draco reorders vertices and triangles.
 """
 
 import importlib.util
@@ -54,8 +54,8 @@ def is_installed() -> bool:
 def compress(update: MeshUpdate) -> CompressedMesh:
     """Pack an update.
 
-    Positions move by at most a tenth of a voxel, half a step but for those next to a voxel; colours by at most 3 of 255.
-    Exact while the blocks of the update span less than 8192 blocks, 3 km of 5 cm voxels.
+    Positions move by at most a tenth of a voxel, half a step but for those next to a voxel; colours by at most 3 of
+    255.  Exact while the blocks of the update span less than 8192 blocks, 3 km of 5 cm voxels.
 
     Args:
         update: Of a `BlockMesher`: vertices lie on the edges of the voxel lattice.

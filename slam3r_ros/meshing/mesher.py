@@ -73,8 +73,8 @@ class BlockMesher:
         try:
             self.volume = BlockVolume(self.voxel_size, truncation_voxels, max_blocks, device=self.device)
         except MemoryError as error:  # NumPy's or CuPy's
-            raise DeviceError(f'device {self.device!r} has no room for {max_blocks * BLOCK_BYTES / 1e6:.0f} MB of voxels '
-                              f'({error}); allow less memory, or take another device') from None
+            raise DeviceError(f'device {self.device!r} has no room for {max_blocks * BLOCK_BYTES / 1e6:.0f} MB of '
+                              f'voxels ({error}); allow less memory, or take another device') from None
         self.sequence = 0
         self._forget(0)
 
@@ -137,6 +137,9 @@ class BlockMesher:
         """Fuse a keyframe; a higher revision of a known one is put in its place.
 
         A keyframe without a pointmap is ignored.  One of another map resets the mesher.
+
+        Raises:
+            DeviceError: the device is full; a later revision of the keyframe may be taken.
         """
         if keyframe.pointmap is None:
             return
@@ -155,8 +158,8 @@ class BlockMesher:
         view, far_points = self.volume.with_room(lambda: view_of(keyframe, self.voxel_size, self.volume.kernels))
         self.far_points += far_points
         if earlier is not None:
+            self.volume.remove(earlier.view, earlier.entered)  # first: when it raises, all is as it was
             self._leave(keyframe.id)
-            self.volume.remove(earlier.view, earlier.entered)
         self._entries[keyframe.id] = _Entry(view, keyframe.revision, self.volume.add(view))
         self._ring_bytes += view.memory
         self._stamp = max(self._stamp, keyframe.pose.stamp)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often to mesh, by the camera's motion: a fast camera changes nearly every block, soon to change them again.
 
-Keyframes are always fused, so the mesh lacks nothing in the end; only its updates come less often.  A camera at rest makes
-no keyframes: what was put off comes after `SLOWDOWN` turns, whatever the speed was last.
+Keyframes are always fused, so the mesh lacks nothing in the end; only its updates come less often.  A camera at rest
+makes no keyframes: what was put off comes after `SLOWDOWN` turns, whatever the speed was last.
 """
 
 from collections import deque

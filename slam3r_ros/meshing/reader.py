@@ -13,8 +13,8 @@ class MeshCopy:
 
     Attributes:
         blocks: Those that have a surface, by their index.
-        missed: An update is missing.  A new subscriber is sent everything; later on, give `apply` what `~/get_mesh` returns,
-            or, of `mesh/draco`, subscribe anew.
+        missed: An update is missing.  A new subscriber is sent everything; later on, give `apply` what `~/get_mesh`
+            returns, or, of `mesh/draco`, subscribe anew.
     """
 
     def __init__(self) -> None:

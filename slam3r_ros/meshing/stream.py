@@ -1,6 +1,6 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The mesh as a stream of Draco buffers within a bandwidth: what does not fit waits, and only its newest state is sent."""
+"""The mesh as Draco buffers within a bandwidth: what does not fit waits, and only its newest state is sent."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,8 +14,8 @@ Index = tuple[int, int, int]
 class DracoStream:
     """Turns mesh updates into compressed ones of its own numbering.
 
-    While a bandwidth is set, no message is larger than what one period may carry, but for the error of the estimate; it is
-    made up for by the next ones.  Blocks never shown go first, then those that have waited longest.
+    While a bandwidth is set, no message is larger than what one period may carry, but for the error of the estimate; it
+    is made up for by the next ones.  Blocks never shown go first, then those that have waited longest.
 
     Attributes:
         sequence: Of the last message; 0 before the first.

@@ -10,14 +10,16 @@ blue.  Integers make the order of the views irrelevant and taking a view out exa
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from slam3r_ros.gpu_memory import give_back_gpu_memory
 from slam3r_ros.mapping.frames import invert
-from slam3r_ros.meshing.backend import DeviceError, give_back, to_host
+from slam3r_ros.meshing.backend import DeviceError, to_host
 from slam3r_ros.meshing.backend import kernels as kernels_of
 from slam3r_ros.meshing.lattice import EDGE, NEIGHBOURS, VOXELS, unpack
 from slam3r_ros.values import Intrinsics, Keyframe
@@ -34,7 +36,7 @@ BLOCK_BYTES = VOXELS * 5 * 4  # of memory
 BAND_SAMPLES = 5  # along a ray through the truncation band; fewer than a block apart
 BLOCKS_PER_PIXEL = 3 * (COARSEST_PIXEL / EDGE) ** 2  # three layers of blocks behind the coarsest pixels
 FEWEST_BLOCKS = 64  # always allowed
-_MOVED = 1024  # blocks that move at once when the volume shrinks: 10 MB
+_MOVED = 64  # blocks that move at once when the volume shrinks: 0.7 MB, since there is hardly any room then
 
 
 class View(NamedTuple):
@@ -131,14 +133,14 @@ class BlockVolume:
         """Take memory for so many blocks, all empty."""
         self.max_blocks = blocks
         self.sums = None  # lest both exist at once
-        give_back(self.kernels.xp)
+        give_back_gpu_memory()
         self.sums = self.kernels.xp.zeros((blocks, VOXELS, 5), np.int32)
         self._unused = iter(range(blocks))
         self._freed: list[int] = []
         self._born = np.zeros(blocks, np.int64)  # clock
 
     def with_room(self, work: Callable[[], T]) -> T:
-        """Do some work; when the device is full, free what is kept for later, halve the volume and do it once more.
+        """Do some work; when the device is full, again without what is kept for later, then in half the volume.
 
         Args:
             work: must leave everything as it was when it raises.
@@ -146,23 +148,24 @@ class BlockVolume:
         Raises:
             DeviceError: there is no room even so.
         """
-        try:
-            return work()
-        except MemoryError as error:  # NumPy's or CuPy's
-            full = str(error)
-        give_back(self.kernels.xp)
+        for _ in range(2):
+            try:
+                return work()
+            except MemoryError as error:  # NumPy's or CuPy's
+                full = str(error)
+            give_back_gpu_memory()
         try:
             self._shrink()
-            log.warning('the memory of the device is full (%s): the mesh keeps %d blocks from now on', full, self.max_blocks)
+            log.warning('the memory of the device is full (%s): the mesh keeps %d blocks now', full, self.max_blocks)
             return work()
         except MemoryError as error:
             full = str(error)
         if self.sums is None:  # somebody else was faster than `_shrink`
             self.slots.clear()
             self._make_room(FEWEST_BLOCKS)
-        give_back(self.kernels.xp)
-        raise DeviceError(f'the memory of the device is full, even for {self.max_blocks} blocks ({full}): stop what else '
-                          'uses it, or take mesh_device:=cpu')
+        give_back_gpu_memory()
+        raise DeviceError(f'the memory of the device is full, even for {self.max_blocks} blocks ({full}): stop what '
+                          'else uses it, or take mesh_device:=cpu')
 
     def _shrink(self) -> None:
         """Halve the volume; the blocks that are the longest untouched go."""
@@ -172,14 +175,19 @@ class BlockVolume:
         parts = [slice(start, start + _MOVED) for start in range(0, len(old), _MOVED)]
         kept = [to_host(xp, self.sums[xp.asarray(old[part])]) for part in parts]
         born = self._born[old]
-        self._make_room(max(self.max_blocks // 2, len(old), FEWEST_BLOCKS))  # by way of the host: there is no room for both
+        # By way of the host: there is no room for both.
+        self._make_room(max(self.max_blocks // 2, len(old), FEWEST_BLOCKS))
         for part, blocks in zip(parts, kept):
             self.sums[part.start : part.start + len(blocks)] = xp.asarray(blocks)
         self.slots = OrderedDict(zip(self.slots, self._unused))
         self._born[: len(old)] = born
 
     def add(self, view: View) -> int:
-        """Fuse a view into the blocks around its surface; return the clock to hand to `remove`."""
+        """Fuse a view into the blocks around its surface; return the clock to hand to `remove`.
+
+        Raises:
+            DeviceError: the device is full, and nothing of the view is in.
+        """
         self.clock += 1
         keys, excess = self.with_room(lambda: self._band(view))
         self.dropped += excess
@@ -199,6 +207,9 @@ class BlockVolume:
         Args:
             view: exactly what `add` was given.
             entered: what `add` returned.
+
+        Raises:
+            DeviceError: the device is full, and the view is in as before.
         """
         keys, _ = self.with_room(lambda: self._band(view))
         self._fuse(view, [key for key in keys if key in self.slots and self._born[self.slots[key]] <= entered], -1)
@@ -226,7 +237,8 @@ class BlockVolume:
         lattice, filled, read = self.with_room(lambda: self._run_fuse(view, keys, sign))
         self.dirty.update((lattice[:, None] - NEIGHBOURS)[read].tolist())
         empty = lattice[~filled].tolist()
-        self.with_room(lambda: self._free([key for key in empty if key in self.slots]))
+        with suppress(DeviceError):  # the view is in, or out; blocks that stay though they are empty do no harm
+            self.with_room(lambda: self._free([key for key in empty if key in self.slots]))
 
     def _run_fuse(self, view: View, keys: list[int], sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         keys = [key for key in keys if key in self.slots]

@@ -127,7 +127,8 @@ def _of_status(status: SlamStatus | None) -> Iterator[Metric]:
     if status is None:
         return
     yield InfoMetricFamily('slam_engine', 'The engine.', {'engine': status.engine, 'device': status.device})
-    yield StateSetMetricFamily('slam_state', 'The state of the engine.', {each.name: each == status.state for each in State})
+    states = {each.name: each == status.state for each in State}
+    yield StateSetMetricFamily('slam_state', 'The state of the engine.', states)
     for family, rows in ((GaugeMetricFamily, STATUS_GAUGES), (CounterMetricFamily, STATUS_COUNTERS)):
         for metric, field, meaning in rows:
             yield family(metric, meaning, value=getattr(status, field))

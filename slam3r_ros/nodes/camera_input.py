@@ -169,19 +169,22 @@ class CameraInput:
 
     def _arrive(self, message: Image | CompressedImage) -> None:
         """Number and stamp an image, on a thread of the executor."""
-        self.received += 1
         self._put(self._stamp(message.header.stamp), message)
+        self.received += 1
 
     def _arrive_packet(self, decoder: Any, message: Any) -> None:
         """Stamp a packet and have it decoded, on a thread of the executor."""
         packet = packet_of(message)
-        self.received += 1
         self._last_packet = time.monotonic()
         if not self._node.active:
             decoder.interrupt()
+            taken = False
+        else:
+            taken = decoder.put(packet, self._stamp(packet.stamp))
+        if not taken:
+            self._count += 1
             self._missed += 1
-        elif not decoder.put(packet, self._stamp(packet.stamp)):
-            self._missed += 1
+        self.received += 1
 
     def _take_picture(self, picture: Picture | None) -> None:
         """Number a decoded picture, on the thread of the decoder."""

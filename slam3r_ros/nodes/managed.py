@@ -6,7 +6,6 @@ rclpy hides why a transition fails, and its executors end when somebody asks for
 the present state.
 """
 
-import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from typing import Any
 from lifecycle_msgs.srv import ChangeState
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
+from slam3r_ros.gpu_memory import give_back_gpu_memory
 from slam3r_ros.transport.bus import close_node, worker_of
 
 _PATIENCE = 30.0  # seconds that a callback may go on when the node is deactivated
@@ -69,7 +69,7 @@ class ManagedNode(LifecycleNode):
             for trigger in (self.trigger_configure, self.trigger_activate):
                 if trigger() != TransitionCallbackReturn.SUCCESS:
                     error, self._error = self._error, None
-                    raise error
+                    raise error or RuntimeError('the node could not be started; its log says why')
         except BaseException:  # Ctrl-C, too: its threads must not outlive it
             self.destroy_node()
             raise
@@ -134,6 +134,7 @@ class ManagedNode(LifecycleNode):
         if not self.worker.pause(_PATIENCE):
             raise TimeoutError(f'a callback still ran after {_PATIENCE:.0f} s; the node stays active')
         self.active = False
+        self.worker.pause(_PATIENCE)  # somebody may have resumed it while the node was active still
 
     def _clean_up(self) -> None:
         self.configured = self.active = False
@@ -173,27 +174,3 @@ class ManagedNode(LifecycleNode):
             self.get_logger().error(str(error) if expected else ''.join(traceback.format_exception(error)))
             self._error = None
         return response
-
-
-def give_back_gpu_memory() -> None:
-    """Free what torch and CuPy keep for later of what nobody uses any more."""
-    torch = sys.modules.get('torch')
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    if 'slam3r_ros.meshing.kernels_gpu' in sys.modules:  # else CuPy may be there without a driver
-        sys.modules['cupy'].get_default_memory_pool().free_all_blocks()
-
-
-def torch_gpu_memory() -> int:
-    """Return the bytes of GPU memory that torch holds in this process; 0 where it has not begun to use one."""
-    torch = sys.modules.get('torch')
-    if torch is None or not torch.cuda.is_initialized():
-        return 0
-    return sum(map(torch.cuda.memory_reserved, range(torch.cuda.device_count())))
-
-
-def cupy_gpu_memory() -> int:
-    """Return the bytes of GPU memory that CuPy holds in this process; 0 where it has not begun to use one."""
-    if 'slam3r_ros.meshing.kernels_gpu' not in sys.modules:
-        return 0
-    return sys.modules['cupy'].get_default_memory_pool().total_bytes()

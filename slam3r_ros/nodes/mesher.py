@@ -11,6 +11,7 @@ from rclpy.qos import QoSProfile
 from std_srvs.srv import Trigger
 from visualization_msgs.msg import MarkerArray
 
+from slam3r_ros.gpu_memory import cupy_gpu_memory
 from slam3r_ros.meshing.backend import DeviceError
 from slam3r_ros.meshing.chunks import ChunkChange, DisplayChunks
 from slam3r_ros.meshing.cleaning import decimate, remove_small_components, weld
@@ -22,7 +23,6 @@ from slam3r_ros.meshing.pace import Pace
 from slam3r_ros.meshing.poisson import smooth
 from slam3r_ros.meshing.stream import DracoStream
 from slam3r_ros.nodes.base import Newcomers, PipelineNode, run
-from slam3r_ros.nodes.managed import cupy_gpu_memory
 from slam3r_ros.nodes.parameters import ParameterError
 from slam3r_ros.nodes.saving import SaveError, files_to_write
 from slam3r_ros.srv import GetMesh, SaveMap

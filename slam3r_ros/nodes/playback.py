@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from slam3r_ros.nodes.base import PipelineNode
 from slam3r_ros.nodes.frames import FrameOutput
+from slam3r_ros.transport.inbox import pausable
 from slam3r_ros.values import Frame
 from slam3r_ros.video.live import LiveSource
 from slam3r_ros.video.picture import VideoError, printable
@@ -124,9 +125,9 @@ class Playback:
         if abs(frame.stamp - self._stamp) > max(JUMP, 2 * period):  # a pause in the recording: not repeated here
             self._start = time.monotonic_ns() - frame.stamp
         self._stamp = frame.stamp
-        lateness = time.monotonic_ns() - self._start - frame.stamp
-        if lateness < 0:
-            time.sleep(-lateness * 1e-9)
+        while (lateness := time.monotonic_ns() - self._start - frame.stamp) < 0 and not self._node.worker.closed:
+            with pausable():
+                time.sleep(min(-lateness * 1e-9, _TURN))
         in_time = lateness < period or frame.last
         self._late += not in_time
         return in_time

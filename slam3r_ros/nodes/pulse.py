@@ -8,6 +8,7 @@ what was seen last holds, and the line says for how long that has been so.
 
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -72,10 +73,15 @@ class Pulse:
 
     def _beat(self) -> None:
         with self._beating:
-            if self._timer is not None and self._node.context.ok():
+            if self._timer is None or not self._node.context.ok():
+                return
+            try:
                 self.publish()
                 if self._node.configured:
                     self._node.beat()
+            except Exception:  # noqa: BLE001 - a mistake of ours: a node that runs alone must live on
+                if self._node.context.ok():
+                    self._node.get_logger().error(traceback.format_exc(), throttle_duration_sec=_RECENT)
 
     def _judge(self) -> tuple[bytes, str, dict[str, Any]]:
         """Return level, message and values."""

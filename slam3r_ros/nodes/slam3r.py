@@ -2,12 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node that hosts the reconstruction engine: frames in, poses, keyframes, clouds and status out."""
 
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +13,20 @@ from std_srvs.srv import Trigger
 
 from slam3r_ros.engines import create_engine
 from slam3r_ros.engines.protocol import EngineError, EngineOutput
+from slam3r_ros.gpu_memory import torch_gpu_memory
 from slam3r_ros.mapping.trajectory import write_tum
 from slam3r_ros.meshing.export import write_cloud
 from slam3r_ros.nodes.base import PipelineNode, run
-from slam3r_ros.nodes.managed import torch_gpu_memory
 from slam3r_ros.nodes.outputs import CloudOutput, PoseOutput
 from slam3r_ros.nodes.saving import SaveError, files_to_write, in_map_folder
+from slam3r_ros.nodes.status import StatusOutput, resident_bytes
 from slam3r_ros.srv import LoadMap, SaveMap, SetScale
 from slam3r_ros.transport.bus import create_publisher, create_subscription
 from slam3r_ros.values import Frame, Keyframe, SlamStatus, State
 
 _MAP = 'map.npz'  # in the folder of save_map: what load_map reads
 _PATIENCE = 30.0  # seconds that a frame may go on when a pause is asked for
-_STALE = 1.0  # seconds in which frames that were on their way when the clock went back arrive
-_NEVER = 0, 0.0  # no frame is stale
+_ON_THEIR_WAY = 64  # frames at most, when the clock goes back
 _HANDING_ON = 10.0  # seconds until load_map and set_scale answer though readers have not taken all keyframes
 
 
@@ -66,14 +64,12 @@ class Slam3r(PipelineNode):
         self._keyframes = create_publisher(
             self, Keyframe, 'keyframes', depth=100, frame_id=p.camera_frame, lossless=True
         )
-        self._status = create_publisher(self, SlamStatus, 'status', frame_id=p.map_frame)
         self._frames_in = self._received = self._next_id = 0
-        self._stamp, self._stale = 0, _NEVER  # of the last frame; see `_is_stale`
+        self._stamp, self._latest, self._on_their_way = 0, 0, 0  # of the last frame; see `_is_stale`
         self._keyframe_count, self._newest_keyframe = 0, -1  # of the present map
         self._finished = self._paused = False
-        self._told: tuple = ()
-        self._telling, self._last_status = threading.Lock(), self._make_status()
         self._keyframes_made = 0  # in all maps
+        self._status = StatusOutput(self, self._make_status)
         self._rest = self.worker.inbox(self._hand_on_rest, depth=1, always=True)
         self._all_told = threading.Event()  # all keyframes that were to come anew were handed on
         self.worker.every(1.0, self._poses.publish_path)
@@ -110,7 +106,7 @@ class Slam3r(PipelineNode):
 
     def beat(self) -> None:
         """Tell the status, too."""
-        self._publish_status()
+        self._status.publish()
 
     @property
     def _state(self) -> State:
@@ -133,7 +129,7 @@ class Slam3r(PipelineNode):
             self.worker.last_error = str(error)
             self.get_logger().error(str(error), throttle_duration_sec=5.0)
         finally:
-            self._publish_change()
+            self._tell_change()
 
     def _reconstruct(self, frame: Frame) -> None:
         try:
@@ -162,7 +158,7 @@ class Slam3r(PipelineNode):
         self._keyframe_count, self._newest_keyframe = 0, -1
         self._poses.clear()
         self._clouds.clear()
-        self._publish_status()
+        self._status.publish()
 
     def _begin_anew(self) -> None:
         self._engine.reset()
@@ -175,14 +171,12 @@ class Slam3r(PipelineNode):
         if self._next_id and self._stamp > middle:
             self._begin_anew()
             self._poses.tell_mount()
-            self._stale = middle, time.monotonic() + _STALE
+            self._latest, self._on_their_way = middle, _ON_THEIR_WAY
 
     def _is_stale(self, frame: Frame) -> bool:
         """Whether a frame was on its way when the clock went back."""
-        latest, end = self._stale
-        stale = frame.stamp > latest and frame.id >= self._frames_in and not frame.last and time.monotonic() < end
-        if not stale:
-            self._stale = _NEVER
+        stale = self._on_their_way > 0 and frame.stamp > self._latest and frame.id >= self._frames_in and not frame.last
+        self._on_their_way = self._on_their_way - 1 if stale else 0
         return stale
 
     def _begin_whole(self) -> Callable[[], str]:
@@ -222,23 +216,10 @@ class Slam3r(PipelineNode):
     def _publish_change(self) -> None:
         """Publish the status at once when something in it has changed that others wait for."""
         if self._news() != self._told:
-            self._publish_status()
+            self._status.publish()
 
     def _news(self) -> tuple:
         return self._state, self._finished, self._map_id, self._engine.scale_known, self.last_error
-
-    def _publish_status(self) -> None:
-        """Publish how things are or, while a frame is being worked on, how they were when one was done."""
-        if not (self.active and self._status.readers()):
-            return
-        with self._telling:  # the last one told must be the newest
-            self.worker.peek(self._look)
-            status = replace(self._last_status, stamp=self.get_clock().now().nanoseconds)
-            self._told = status.state, status.finished, status.map_id, status.scale_known, status.last_error
-            self._status.publish(status)
-
-    def _look(self) -> None:
-        self._last_status = self._make_status()
 
     def _make_status(self) -> SlamStatus:
         engine = self._engine
@@ -257,9 +238,13 @@ class Slam3r(PipelineNode):
             depth_skipped=engine.depth_skipped,
             finished=self._finished,
             milliseconds=dict(engine.milliseconds),
-            memory_bytes=_resident_bytes(),
+            memory_bytes=resident_bytes(),
             last_error=self.last_error,
         )
+
+    def _tell_change(self) -> None:
+        engine = self._engine
+        self._status.publish_change(self._state, self._finished, self._map_id, engine.scale_known, self.last_error)
 
     def _reset(self, request: Trigger.Request) -> dict[str, Any]:
         self._begin_anew()
@@ -271,15 +256,16 @@ class Slam3r(PipelineNode):
         if not self.worker.pause(_PATIENCE, hold=False):
             raise EngineError(f'a frame has taken more than {_PATIENCE:.0f} s; try again')
         self._paused = True
-        self._publish_status()
+        self._status.publish()
         return {'message': 'paused'}
 
     def _resume(self, request: Trigger.Request) -> dict[str, Any]:
         self._check_active()
         self._paused = False
-        self._publish_status()
-        if self.active:  # still
-            self.worker.resume()
+        self._status.publish()
+        self.worker.resume()
+        if not self.active:  # deactivated meanwhile
+            self.worker.pause(_PATIENCE)
         return {'message': 'going on'}
 
     def _check_active(self) -> None:
@@ -322,14 +308,6 @@ class Slam3r(PipelineNode):
             return {'files': [str(path) for path in paths]}
 
         return write
-
-
-def _resident_bytes() -> int:
-    """Return the memory of this process; 0 where /proc does not tell."""
-    try:
-        return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-    except OSError:
-        return 0
 
 
 def main(arguments: list[str] | None = None) -> int:

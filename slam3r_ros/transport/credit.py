@@ -18,7 +18,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
-from slam3r_ros.transport.worker import pausable
+from slam3r_ros.transport.inbox import pausable
 
 WINDOW = 16  # values on their way at most; lossless readers keep that many for their executor
 _DISCOVERY = 0.5  # seconds until a reader's first word must be here once it is matched

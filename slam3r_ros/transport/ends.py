@@ -16,10 +16,11 @@ from rclpy.qos import QoSProfile
 
 from slam3r_ros.transport.credit import WINDOW, CreditAsker, CreditGiver
 from slam3r_ros.transport.discovery import Lookout, make_endpoint, publisher_ids, subscription_ids
+from slam3r_ros.transport.inbox import Inbox, pausable
 from slam3r_ros.transport.messages import adapter_of
 from slam3r_ros.transport.registry import lock, parts_of, topic_of, worker_of
 from slam3r_ros.transport.sealing import Sealed, is_watching
-from slam3r_ros.transport.worker import Inbox, Worker, pausable
+from slam3r_ros.transport.worker import Worker
 
 _NO_READER_NOTICE = 5.0  # seconds between two lines that say what is waited for
 _WATCHED = 8  # values that the debug mode still looks at when they were published
@@ -248,7 +249,8 @@ def _accuse(worker: Worker, topic: str, sealed: Sealed) -> None:
     """Report who wrote to a published value, which only the debug mode notices."""
     for name in sealed.changes():
         who = ' or '.join(sealed.readers) or f'{sealed.publisher}, or a reader that kept it,'
-        worker.note(f'{topic}: {who} wrote to {type(sealed.value).__name__}{name} after {sealed.publisher} published it')
+        what = f'{type(sealed.value).__name__}{name}'
+        worker.note(f'{topic}: {who} wrote to {what} after {sealed.publisher} published it')
 
 
 def _ids(ends: tuple) -> set[bytes]:

@@ -181,7 +181,8 @@ def compressed_from_message(message: msg.CompressedMesh) -> CompressedMesh:
         raise ValueError(f'the compressed mesh has the format {message.format!r}; only draco can be read')
     indices, vertex_counts, triangle_counts = (np.array(getattr(message, name), dtype) for name, dtype in _TABLE)
     if not len(indices) == 3 * len(vertex_counts) == 3 * len(triangle_counts):
-        raise ValueError(f'the table has {len(indices)} indices, {len(vertex_counts)} and {len(triangle_counts)} counts')
+        lengths = f'{len(indices)} indices, {len(vertex_counts)} and {len(triangle_counts)} counts'
+        raise ValueError(f'the table has {lengths}')
     return CompressedMesh(
         from_stamp(message.header.stamp),
         message.map_id,
@@ -295,7 +296,10 @@ _STATUS_FIELDS = (
 _ADAPTERS = {
     Frame: Adapter(msg.Frame, frame_to_message, frame_from_message, lambda frame: str(frame.id)),
     Keyframe: Adapter(
-        msg.Keyframe, keyframe_to_message, keyframe_from_message, lambda each: f'{each.map_id}/{each.id}/{each.revision}'
+        msg.Keyframe,
+        keyframe_to_message,
+        keyframe_from_message,
+        lambda each: f'{each.map_id}/{each.id}/{each.revision}',
     ),
     MeshUpdate: Adapter(msg.MeshUpdate, mesh_to_message, mesh_from_message),
     CompressedMesh: Adapter(msg.CompressedMesh, compressed_to_message, compressed_from_message),

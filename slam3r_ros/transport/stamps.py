@@ -4,13 +4,15 @@
 
 from builtin_interfaces.msg import Time
 
+from slam3r_ros.values import LATEST
+
 _SECOND = 1_000_000_000
-_EARLIEST, _LATEST = -(2**31) * _SECOND, 2**31 * _SECOND - 1  # that the message holds
+_EARLIEST = -(2**31) * _SECOND  # that the message holds
 
 
 def split(nanoseconds: int) -> tuple[int, int]:
     """Return seconds and nanoseconds as a time stamp message holds them; a time beyond its range becomes its limit."""
-    return divmod(min(max(int(nanoseconds), _EARLIEST), _LATEST), _SECOND)
+    return divmod(min(max(int(nanoseconds), _EARLIEST), LATEST), _SECOND)
 
 
 def to_stamp(nanoseconds: int) -> Time:

@@ -7,98 +7,17 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, wait
-from contextlib import contextmanager
 from typing import Any
 
-_POLL = 0.1  # seconds between two looks at whether the blocked thread's own worker was closed
-_current = threading.local()
+from slam3r_ros.transport.inbox import Inbox, current
+
+_POLL = 0.1  # seconds between two looks at whether a call can still come to its turn
 
 
 class WorkerError(RuntimeError):
     """The worker was closed before it came to the call."""
-
-
-class Inbox:
-    """A bounded queue of values that wait for one callback of a worker."""
-
-    def __init__(
-        self, worker: 'Worker', callback: Callable[[Any], None], depth: float, lossless: bool, always: bool
-    ):
-        """Use `Worker.inbox` instead."""
-        self.taken = self.dropped = 0
-        self._always = always
-        self._worker, self._callback, self._depth, self._lossless = worker, callback, depth, lossless
-        self._values: deque = deque()
-        self._closed = False
-
-    def put(self, value: Any) -> bool:
-        """Append a value; when full, wait for room if lossless, else drop the oldest and count it.
-
-        Waiting ends when the inbox, its worker, or the worker that waits is closed.
-
-        Returns:
-            False when the value was not taken since the inbox is closed.
-        """
-        worker, waiting = self._worker, getattr(_current, 'worker', None)
-        may_wait = self._lossless and waiting is not worker  # a worker cannot wait for itself
-        while True:
-            with worker._changed:
-                if self.closed:
-                    return False
-                is_full = len(self._values) >= self._depth
-                if not (may_wait and is_full):
-                    if is_full and not self._lossless:
-                        self._values.popleft()  # its turn passes to the new value
-                        self.dropped += 1
-                    else:
-                        worker._turns.append(self)
-                    self._values.append(value)
-                    self.taken += 1
-                    worker._changed.notify_all()
-                    return True
-            self._wait_for_room()
-            if waiting is not None and waiting.closed:
-                return False
-
-    def _wait_for_room(self) -> None:
-        with pausable(), self._worker._changed:
-            self._worker._changed.wait_for(lambda: self.closed or len(self._values) < self._depth, _POLL)
-
-    @property
-    def closed(self) -> bool:
-        """Whether values are refused."""
-        return self._closed or self._worker.closed
-
-    def __len__(self) -> int:
-        """Return how many values wait."""
-        return len(self._values)
-
-    def close(self) -> None:
-        """Refuse values from now on, forget those that wait, and free whoever waits for room."""
-        with self._worker._changed:
-            self._closed = True
-            self._values.clear()
-            self._worker._changed.notify_all()
-
-
-@contextmanager
-def pausable() -> Iterator[None]:
-    """Let the worker of this thread be paused while it waits for others; it goes on only when it is resumed."""
-    worker = getattr(_current, 'worker', None)
-    if worker is None:
-        yield
-        return
-    with worker._changed:
-        worker._waits = True
-        worker._changed.notify_all()
-    try:
-        yield
-    finally:
-        with worker._changed:
-            worker._changed.wait_for(lambda: worker._unstoppable or not worker._held or worker.closed)
-            worker._waits, worker._since = False, time.monotonic()
 
 
 class Worker:
@@ -158,7 +77,7 @@ class Worker:
             WorkerError: The worker was closed first, its turn did not come, or cannot come: the worker is held amid a
                 callback.
         """
-        if getattr(_current, 'worker', None) is self:
+        if getattr(current, 'worker', None) is self:
             return function(*arguments)
         future = Future()
         with self._changed:
@@ -220,7 +139,7 @@ class Worker:
         Returns:
             Whether it was called already.
         """
-        if getattr(_current, 'worker', None) is self:
+        if getattr(current, 'worker', None) is self:
             look()
             return True
         with self._changed:
@@ -280,7 +199,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        _current.worker = self
+        current.worker = self
         while (task := self._next()) is not None:
             try:
                 task()

@@ -107,8 +107,11 @@ class Bag:
 
     def _preference(self, connection: Connection) -> tuple:
         return (
-            IMAGES.index(connection.msgtype), self._info_beside(connection) is None, -connection.msgcount, connection.topic
-        )  # fmt: skip
+            IMAGES.index(connection.msgtype),
+            self._info_beside(connection) is None,
+            -connection.msgcount,
+            connection.topic,
+        )
 
     def _info_beside(self, images: Connection) -> Connection | None:
         """Return the CameraInfo topic of the same camera."""

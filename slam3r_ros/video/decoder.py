@@ -3,9 +3,9 @@
 """One policy for damaged video: skip, count, go on at the next key picture; never hand on a grey or torn one.
 
 A picture is handed on once everything decoded before it has come out whole: what it was predicted from is among that.
-After the first fault everything is skipped up to the next picture that needs no other (IDR in H.264).  Faults are errors
-of FFmpeg, pictures that it mended, and gaps in the numbers of the reference pictures.  H.264 has no checksums: what is
-lost or cut is found, but a flipped bit that leaves valid syntax is seen by nobody.
+After the first fault everything is skipped up to the next picture that needs no other (IDR in H.264).  Faults are
+errors of FFmpeg, pictures that it mended, and gaps in the numbers of the reference pictures.  H.264 has no checksums:
+what is lost or cut is found, but a flipped bit that leaves valid syntax is seen by nobody.
 """
 
 from collections import deque

@@ -9,12 +9,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from slam3r_ros.values import Frame, Intrinsics
+from slam3r_ros.values import Frame, Intrinsics, same_shape
 
 NANOSECONDS = 1_000_000_000  # in a second
 MIN_SIDE = 64  # pixels; less shows too little to map
 MAX_PIXELS = 36864 * 256  # the largest picture of H.264 level 5.2; about 4096x2304
-_SAME_SHAPE = 0.01  # relative difference of aspect ratios that still show the same
 
 
 class VideoError(ValueError):
@@ -38,7 +37,8 @@ def check_size(name: object, width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE:
         raise VideoError(f'{name}: is {width}x{height}, too small to map; each side needs {MIN_SIDE} pixels or more')
     if width * height > MAX_PIXELS:
-        raise VideoError(f'{name}: is {width}x{height}, too large; scale it to {MAX_PIXELS / 1e6:.1f} megapixels or less')
+        most = f'{MAX_PIXELS / 1e6:.1f} megapixels'
+        raise VideoError(f'{name}: is {width}x{height}, too large; scale it to {most} or less')
 
 
 class SteadySize:
@@ -61,12 +61,12 @@ class SteadySize:
         Returns:
             The image, and whether a new video begins with it, behind another.
         """
-        (height, width), (steady_width, steady_height) = image.shape[:2], self.size
-        if self.size == (width, height):
+        size, first = image.shape[1::-1], self.size == (0, 0)
+        if self.size == size:
             return image, False
-        if not steady_width or abs(width * steady_height / (height * steady_width) - 1) > _SAME_SHAPE:
-            self.size = width, height
-            return image, steady_width > 0
+        if first or not same_shape(size[::-1], self.size[::-1]):
+            self.size = size
+            return image, not first
         return cv2.resize(image, self.size, interpolation=cv2.INTER_AREA), False
 
 

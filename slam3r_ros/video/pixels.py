@@ -104,7 +104,8 @@ def decompress(data: Buffer) -> np.ndarray:
 
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise PixelError(f'image of {width}x{height} is too large; scale it to {MAX_PIXELS / 1e6:.1f} megapixels or less')
+        most = f'{MAX_PIXELS / 1e6:.1f} megapixels'
+        raise PixelError(f'image of {width}x{height} is too large; scale it to {most} or less')
 
 
 def _size(head: bytes) -> tuple[int, int]:

@@ -18,7 +18,7 @@ _CAMERA = re.compile(r'(?:camera:|/dev/video)(\d+)')
 class Source(Protocol):
     """A video that can be read once, from its beginning.
 
-    Live ones (`video.live.LiveSource`) never end by themselves, keep the newest frames, and say what is wrong meanwhile.
+    Live ones (`video.live.LiveSource`) never end by themselves, keep the newest frames and say meanwhile what is wrong.
     """
 
     name: str  # fit for logs

@@ -4,20 +4,19 @@
 
 from dataclasses import replace
 
-from slam3r_ros.values import Frame
+from slam3r_ros.values import LATEST, Frame
 from slam3r_ros.video.picture import NANOSECONDS
 
 JUMP = NANOSECONDS  # a longer step, either way, is a jump of time; a shorter one back is disorder
-_LATEST = 2**31 * NANOSECONDS - 1  # that a builtin_interfaces/Time holds
 
 
 class StampFilter:
     """Passes on the frames whose stamps rise; every stamp once.
 
     A frame that is not newer than those before, by at most `JUMP`, is dropped.  A jump is believed when the next stamp
-    lies nearer to it than to the one before; until then its frame is held back, so that none is lost.  Time that has gone
-    on meanwhile belongs to the same stream; with time that has gone back, as when a bag is played again, another stream
-    begins, and `Frame.id` counts from 0 again.
+    lies nearer to it than to the one before; until then its frame is held back, so that none is lost.  Time that has
+    gone on meanwhile belongs to the same stream; with time that has gone back, as when a bag is played again, another
+    stream begins, and `Frame.id` counts from 0 again.
 
     Attributes:
         duplicates: Frames dropped because their stamp had come before.
@@ -46,7 +45,7 @@ class StampFilter:
             self._settle(believed=False)
             self._newest, self._first = None, 0
         self._next = frame.id + 1
-        if not 0 <= frame.stamp <= _LATEST:
+        if not 0 <= frame.stamp <= LATEST:
             if not frame.last:
                 self.strays += 1
                 return []

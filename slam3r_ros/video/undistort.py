@@ -57,8 +57,9 @@ class Undistorter:
             self._maps = cv2.initUndistortRectifyMap(K, coefficients, None, after, size, cv2.CV_16SC2)
         elif fisheye and len(coefficients) >= 4:
             coefficients = coefficients[:4]
-            after = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(K, coefficients, size, np.eye(3), balance=0.0)
-            self._maps = cv2.fisheye.initUndistortRectifyMap(K, coefficients, np.eye(3), after, size, cv2.CV_16SC2)
+            lens = K, coefficients
+            after = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(*lens, size, np.eye(3), balance=0.0)
+            self._maps = cv2.fisheye.initUndistortRectifyMap(*lens, np.eye(3), after, size, cv2.CV_16SC2)
         else:
             raise DistortionError(
                 f'distortion model {model!r} with {len(coefficients)} coefficients is not supported; give plumb_bob, '

@@ -4,8 +4,9 @@
 
 A camera that is lost is looked for in the present map and, in turn, in the others.  Meanwhile a new map is begun beside
 them; once it is worth keeping, the camera is in that one, and the old ones wait.  When a keyframe shows a place that
-another map knows, that is told by `Step.recognised`, and `join` makes one of the two.  Nothing that was mapped is dropped but for memory: when all maps together hold
-too many keyframes, every other of the older half of the largest is forgotten; of many small maps, the oldest is.
+another map knows, that is told by `Step.recognised`, and `join` makes one of the two.  Nothing that was mapped is
+dropped but for memory: when all maps together hold too many keyframes, every other of the older half of the largest is
+forgotten; of many small maps, the oldest is.
 """
 
 from collections.abc import Callable

@@ -23,6 +23,7 @@ from slam3r_ros.engines.geometric.tracker import Step, Tracker
 from slam3r_ros.engines.protocol import EngineError, EngineOutput
 from slam3r_ros.mapping.frames import invert
 from slam3r_ros.mapping.map_file import MapFileError
+from slam3r_ros.mapping.rows import MAX_FRAMES
 from slam3r_ros.values import Frame, Keyframe, Pose, State
 
 _DEPTH_RANGE = (2, 98)  # percentiles of the sparse depths
@@ -140,6 +141,8 @@ class GeometricEngine:
         start, self._waited = time.perf_counter(), 0.0
         id = self._first + frame.id
         self._stamps[id] = frame.stamp
+        if len(self._stamps) > MAX_FRAMES:
+            self._thin_frames()
         step = self._atlas.track(id, image, frame.candidate)
         keyframes = []
         if step.abandoned:
@@ -190,7 +193,14 @@ class GeometricEngine:
         return [self._poses(tracker) for tracker in self._atlas.others] if self._atlas else []
 
     def _poses(self, tracker: Tracker) -> list[Pose]:
-        return [pose_in_map(id, self._stamps[id], T, tracker.map) for id, T in tracker.placements.poses(tracker.map)]
+        poses = tracker.placements.poses(tracker.map)
+        return [pose_in_map(id, self._stamps[id], T, tracker.map) for id, T in poses if id in self._stamps]
+
+    def _thin_frames(self) -> None:
+        """Forget when and where every other frame of the older half was."""
+        self._stamps.thin()
+        for tracker in (self._tracker, *self._atlas.others):
+            tracker.placements.keep(self._stamps.ids)
 
     def set_scale(self, metres_per_unit: float) -> None:
         """Say how many metres a unit of the present map has, as it is now; all is announced anew by the next `map_id`.
@@ -215,7 +225,8 @@ class GeometricEngine:
         """
         if self._atlas is None or not self._tracker.map.keyframes:
             raise EngineError('there is no map yet, nothing was written: map something first')
-        storage.save(path, self._stream, [self._tracker.map, *(other.map for other in self._atlas.others)], self._records)
+        maps = [tracker.map for tracker in (self._tracker, *self._atlas.others)]
+        storage.save(path, self._stream, maps, self._records)
 
     def load(self, path: Path) -> None:
         """Forget everything, take the maps of a file, and look for the camera in them.
@@ -254,7 +265,8 @@ class GeometricEngine:
         centre = stream.camera.cx, stream.camera.cy
 
         def make(focal: float) -> Tracker:
-            return Tracker(width, height, centre, focal or stream.camera.fx, self._max_features, self._window, self._seed)
+            focal = focal or stream.camera.fx
+            return Tracker(width, height, centre, focal, self._max_features, self._window, self._seed)
 
         self._atlas = Atlas(make, self._max_keyframes, self._seed)
 
@@ -276,7 +288,8 @@ class GeometricEngine:
         map, intrinsics = self._tracker.map, self._stream.with_focal(self._tracker.map.focal)
         whole = intrinsics.scaled(1 / self._stream.scale[0], 1 / self._stream.scale[1])
         for sparse, image in step.inserted:
-            new.append(self._records.insert(sparse, map, self._stamps[sparse.id], whole, self._map_id, step.relocalised))
+            stamp = self._stamps[sparse.id]
+            new.append(self._records.insert(sparse, map, stamp, whole, self._map_id, step.relocalised))
             _, depths = map.depths(sparse)
             depths = depths[depths > 0]
             if self._dense and len(depths):

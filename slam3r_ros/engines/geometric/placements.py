@@ -15,8 +15,8 @@ import numpy as np
 from slam3r_ros.engines.geometric.relocalise import relocalise
 from slam3r_ros.engines.geometric.sparse_map import Features, SparseKeyframe, SparseMap
 from slam3r_ros.mapping.frames import invert, rigid
+from slam3r_ros.mapping.rows import Rows
 
-MAX_FRAMES = 500_000  # of a map: of more, every other of the older half is forgotten
 _ROW = np.dtype([('frame', np.int64), ('keyframe', np.int64), ('T', np.float64, (3, 4))])  # T_camera_keyframe
 _LOST_KEPT = 40  # frames whose features are kept, to place them later
 _TRIED = 8  # keyframes that a lost frame is matched with, the nearest in time
@@ -34,6 +34,11 @@ class Stamps:
         """Return the number of frames."""
         return len(self._ids)
 
+    def __contains__(self, id: int) -> bool:
+        """Tell whether the stamp of a frame is known."""
+        place = bisect_left(self._ids, id)
+        return place < len(self._ids) and self._ids[place] == id
+
     def __getitem__(self, id: int) -> int:
         """Return the stamp of a frame."""
         return self._stamps[bisect_left(self._ids, id)]
@@ -41,11 +46,21 @@ class Stamps:
     def __setitem__(self, id: int, stamp: int) -> None:
         """Note the stamp of a frame."""
         place = bisect_left(self._ids, id)
-        if self._ids[place:place + 1] == array('q', [id]):
+        if id in self:
             self._stamps[place] = stamp
         else:
             self._ids.insert(place, id)
             self._stamps.insert(place, stamp)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The frames whose stamps are known, (N,) int64, rising."""
+        return np.array(self._ids)
+
+    def thin(self) -> None:
+        """Forget every other frame of the older half."""
+        half = len(self._ids) // 2
+        del self._ids[1:half:2], self._stamps[1:half:2]
 
 
 class Placements:
@@ -58,42 +73,52 @@ class Placements:
 
     def clear(self) -> None:
         """Forget where frames are."""
-        self._table, self._count = np.empty(0, _ROW), 0
+        self._rows = Rows(_ROW)
 
     def put(self, id: int, T_camera_world: np.ndarray, keyframe: SparseKeyframe) -> None:
         """Place a frame by a keyframe."""
         T = T_camera_world @ invert(keyframe.T_camera_world)
-        if self._count and self._table['frame'][self._count - 1] == id:
-            self._count -= 1
-        self._append(np.array([(id, keyframe.id, T[:3])], _ROW))
+        row = np.array([(id, keyframe.id, T[:3])], _ROW)
+        if self._rows and self._rows.all['frame'][-1] == id:
+            self._rows.all[-1:] = row
+        else:
+            self._rows.append(row)
 
     def poses(self, map: SparseMap) -> list[tuple[int, np.ndarray]]:
         """Return the ids of the frames, in order, with their T_world_camera (4, 4) as known now."""
-        newest = {frame: row for row, frame in enumerate(self._rows['frame'].tolist())}
+        rows = self._rows.all
+        newest = {frame: row for row, frame in enumerate(rows['frame'].tolist())}  # the later of two places counts
         T_keyframe_world = {keyframe.id: keyframe.T_camera_world for keyframe in map.keyframes}
         poses = []
         for frame, row in sorted(newest.items()):
-            _, keyframe, T = self._rows[row]
+            _, keyframe, T = rows[row]
             poses.append((frame, invert(rigid(T[:, :3], T[:, 3]) @ T_keyframe_world[int(keyframe)])))
         return poses
 
     def rescale(self, factor: float) -> None:
         """Multiply all lengths."""
-        self._rows['T'][:, :, 3] *= factor
+        self._rows.all['T'][:, :, 3] *= factor
 
     def lean(self, pairs: Iterable[tuple[SparseKeyframe, SparseKeyframe]]) -> None:
-        """Let the frames by the first keyframe of each pair stand by the second from now on, where they are."""
-        rows = self._rows
+        """Let the frames by the first keyframe of each pair stand by the second from now on, where they are.
+
+        No keyframe is the first of one pair and the second of another.
+        """
+        rows = self._rows.all
+        order = np.argsort(rows['keyframe'], kind='stable')
+        keyframes = rows['keyframe'][order]
         for gone, kept in pairs:
-            T = gone.T_camera_world @ invert(kept.T_camera_world)  # gone_kept
-            moved = rows['keyframe'] == gone.id
-            there = rows['T'][moved] @ T
-            there[:, :, 3] = rows['T'][moved][:, :, 3] + rows['T'][moved][:, :, :3] @ T[:3, 3]
-            rows['T'][moved], rows['keyframe'][moved] = there, kept.id
+            moved = order[slice(*np.searchsorted(keyframes, (gone.id, gone.id + 1)))]
+            rows['T'][moved] = rows['T'][moved] @ (gone.T_camera_world @ invert(kept.T_camera_world))
+            rows['keyframe'][moved] = kept.id
+
+    def keep(self, frames: np.ndarray) -> None:
+        """Forget where all frames are but these (N,)."""
+        self._rows.keep(np.isin(self._rows.all['frame'], frames))
 
     def take(self, other: 'Placements') -> None:
         """Take over the frames of another map in the same world, lost ones too."""
-        self._append(other._rows)
+        self._rows.append(other._rows.all)
         self.take_lost(other)
 
     def add_lost(self, id: int, features: Features) -> None:
@@ -113,19 +138,3 @@ class Placements:
             if found is not None:
                 self.put(id, found.pose.T_camera_world, map.keyframes[order[0]])
         self._lost.clear()
-
-    @property
-    def _rows(self) -> np.ndarray:
-        return self._table[:self._count]
-
-    def _append(self, rows: np.ndarray) -> None:
-        """Append rows; of a frame that is there already, the later one counts."""
-        if self._count + len(rows) > MAX_FRAMES:
-            kept = np.concatenate([self._rows[:self._count // 2:2], self._rows[self._count // 2:]])
-            self._table[:len(kept)], self._count = kept, len(kept)
-        if self._count + len(rows) > len(self._table):
-            larger = np.empty(2 * (self._count + len(rows)), _ROW)
-            larger[:self._count] = self._rows
-            self._table = larger
-        self._table[self._count:self._count + len(rows)] = rows
-        self._count += len(rows)

@@ -89,7 +89,8 @@ def save(path: str | Path, stream: Stream, maps: Sequence[SparseMap], records: R
                 columns['depth'].append(np.float16(record.growth() * np.float32(record.depth.depth)))
                 columns['depth_confidence'].append(record.depth.confidence)
                 columns['depth_color'].append(record.depth.colors)
-    arrays = {'version': [VERSION], 'frame_size': stream.frame_size, 'tracked_size': stream.size, 'camera': stream.camera}
+    arrays = {'version': [VERSION], 'frame_size': stream.frame_size, 'tracked_size': stream.size}
+    arrays['camera'] = stream.camera
     for name, parts in columns.items():
         if name.startswith(('point_', 'observation_', 'feature_')):
             arrays[name] = np.concatenate(parts)
@@ -109,7 +110,8 @@ def load(path: str | Path) -> Stored:
     if arrays['version'][0] != VERSION:
         raise MapFileError(f'{path} is of version {arrays["version"][0]}, this program reads {VERSION}')
     if not _makes_sense(arrays):
-        raise MapFileError(f'{path} holds a map that contradicts itself: it is damaged, or was not written by this program')
+        raise MapFileError(f'{path} holds a map that contradicts itself: it is damaged, or was not written by this '
+                           'program')
     stream = Stream(*(tuple(arrays[name].tolist()) for name in ('frame_size', 'tracked_size')),
                     Intrinsics(*arrays['camera'].tolist()))
     keyframes, depths = _keyframes(arrays), iter(range(len(arrays['depth'])))
@@ -154,8 +156,9 @@ def _parts(arrays: dict[str, np.ndarray], counts: str, *names: str) -> list[tupl
 
 def _makes_sense(arrays: dict[str, np.ndarray]) -> bool:
     """Tell whether counts add up, numbers point at something, and cameras are cameras."""
-    counts = {'map_keyframes': 'keyframe_pose', 'map_points': 'point_state', 'keyframe_observations': 'observation_point',
-              'keyframe_features': 'feature_point', 'keyframe_has_depth': 'depth'}
+    counts = {'map_keyframes': 'keyframe_pose', 'map_points': 'point_state',
+              'keyframe_observations': 'observation_point', 'keyframe_features': 'feature_point',
+              'keyframe_has_depth': 'depth'}
     for count, counted in counts.items():
         if (arrays[count] < 0).any() or (arrays[count] > len(arrays[counted])).any() \
                 or arrays[count].sum() != len(arrays[counted]):

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from slam3r_ros.values import Frame, Intrinsics
+from slam3r_ros.values import Frame, Intrinsics, same_shape
 
 MIN_SIDE = 64  # pixels
 _AREA = 640 * 480  # pixels at which images are tracked
 _MAX_ENLARGED = 2.0  # times that a smaller image is enlarged for it, at most
-_SAME_SHAPE = 0.01  # relative difference of aspect ratios that still show the same
 
 
 class UnsuitableError(ValueError):
@@ -57,8 +56,7 @@ class Stream(NamedTuple):
         Raises:
             UnsuitableError: the image is no RGB image, or too small.
         """
-        (height, width), (rows, columns) = _size(frame), self.frame_size
-        return abs(width * rows / (height * columns) - 1) <= _SAME_SHAPE
+        return same_shape(_size(frame), self.frame_size)
 
     def fit(self, frame: Frame) -> np.ndarray:
         """Return the image of a frame as it is tracked, (h, w, 3) uint8.

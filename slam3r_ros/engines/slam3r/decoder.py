@@ -39,11 +39,11 @@ class CrossAttention(nn.Module):
         self.projv = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
 
-    def queries(self, tokens: Tensor, rotation: Rotation) -> Tensor:
+    def queries(self, tokens: Tensor, rotation: Rotation | Tensor) -> Tensor:
         """Project targets (A, B, S, width) to queries (A, B, heads, S, head width)."""
         return rotate(split_heads(self.projq(tokens), self.heads), rotation)
 
-    def memory(self, tokens: Tensor, rotation: Rotation) -> Memory:
+    def memory(self, tokens: Tensor, rotation: Rotation | Tensor) -> Memory:
         """Project memory views (M, B, S, width) to keys and values."""
         keys = rotate(split_heads(self.projk(tokens), self.heads), rotation)
         return Memory(keys, split_heads(self.projv(tokens), self.heads))
@@ -79,16 +79,16 @@ class MultiviewDecoderBlock(nn.Module):
         self.norm3 = LayerNorm(width)
         self.mlp = Mlp(width, mlp_ratio * width, width)
 
-    def attend_self(self, targets: Tensor, rotation: Rotation) -> Tensor:
+    def attend_self(self, targets: Tensor, rotation: Rotation | Tensor) -> Tensor:
         """Let each target (A, B, S, width) look at itself."""
         flat = targets.flatten(0, 1)
         return targets + self.attn(self.norm1(flat), rotation).unflatten(0, targets.shape[:2])
 
-    def queries(self, targets: Tensor, rotation: Rotation) -> Tensor:
+    def queries(self, targets: Tensor, rotation: Rotation | Tensor) -> Tensor:
         """Return what the targets (A, B, S, width), after `attend_self`, ask the memory."""
         return self.cross_attn.queries(self.norm2(targets), rotation)
 
-    def memory(self, views: Tensor, rotation: Rotation) -> Memory:
+    def memory(self, views: Tensor, rotation: Rotation | Tensor) -> Memory:
         """Return what views (M, B, S, width), at the block's input, answer."""
         return self.cross_attn.memory(self.norm_y(views), rotation)
 
@@ -97,7 +97,7 @@ class MultiviewDecoderBlock(nn.Module):
         targets = targets + reduce(torch.maximum, (self.cross_attn(queries, memory) for memory in memories))
         return targets + self.mlp(self.norm3(targets))
 
-    def forward(self, targets: Tensor, views: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, targets: Tensor, views: Tensor, rotation: Rotation | Tensor) -> Tensor:
         """Refine targets (A, B, S, width) by the memory views (M, B, S, width)."""
         memory = self.memory(views, rotation)
         targets = self.attend_self(targets, rotation)

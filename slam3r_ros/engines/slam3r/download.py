@@ -16,7 +16,7 @@ The terms: https://creativecommons.org/licenses/by-nc-sa/4.0/"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument('action', choices=('download', 'check'), help='fetch both files, or load those that are there')
-    parser.add_argument('--dir', default='', help='folder of the weights (default: SLAM3R_CHECKPOINTS_DIR or the cache)')
+    parser.add_argument('--dir', default='', help='folder of the weights; else SLAM3R_CHECKPOINTS_DIR or the cache')
     parser.add_argument('--accept-license', action='store_true', help=f'agree to {LICENSE} without being asked')
 
 
@@ -76,8 +76,9 @@ def download(folder: Path, accepted: bool) -> None:
             raise CheckpointError(f'{error}: pip install huggingface_hub') from error
         except Exception as error:  # those of the network have no common base, and change with huggingface_hub
             raise CheckpointError(
-                f'{published.repository} cannot be downloaded to {path} ({(str(error) or repr(error)).splitlines()[0]}): '
-                'check the network and run the command again, it goes on where it stopped'
+                f'{published.repository} cannot be downloaded to {path} '
+                f'({(str(error) or repr(error)).splitlines()[0]}): check the network and run the command again, it '
+                'goes on where it stopped'
             ) from error
 
 
@@ -96,5 +97,6 @@ def _fetch(published: Published, path: Path) -> None:
     # huggingface_hub's own download forgets what it had when it is interrupted.
     part = path.with_name(f'{path.name}.{offered.etag[:16]}.part')  # another file has another etag
     with part.open('ab') as file:
-        http_get(offered.location, file, resume_size=file.tell(), expected_size=offered.size, displayed_filename=published.name)
+        sizes = {'resume_size': file.tell(), 'expected_size': offered.size}
+        http_get(offered.location, file, displayed_filename=published.name, **sizes)
     part.replace(path)

@@ -23,7 +23,9 @@ from slam3r_ros.engines.slam3r.preprocess import square, to_rgb, to_tensor
 from slam3r_ros.engines.slam3r.scene import Scene
 from slam3r_ros.engines.slam3r.settings import Settings
 from slam3r_ros.engines.slam3r.weights import I2P, L2W, LICENSE, find
+from slam3r_ros.mapping.frames import rigid
 from slam3r_ros.mapping.pointmap_pose import PoseError
+from slam3r_ros.mapping.rows import MAX_FRAMES, Rows
 from slam3r_ros.mapping.selection import MAX_STRIDE
 from slam3r_ros.values import Frame, Intrinsics, Keyframe, Pose, State
 
@@ -34,6 +36,7 @@ ADVICE = 5  # latest frames whose advice makes the stride
 MIN_INLIERS = 0.3  # share of points that the pose of a tracked frame must explain
 SURE = 0.8  # relative confidence of a frame that needs no closer keyframes
 TIMES = 500  # samples per stage
+_POSE = np.dtype([('id', np.int64), ('stamp', np.int64), ('state', np.int8), ('T', np.float64, (3, 4))])  # T_map_camera
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Slam3rEngine(SingleMap):
         except PrecisionError as error:
             raise EngineError(str(error)) from error
         except torch.OutOfMemoryError as error:
-            raise _full(device, 'for the networks', error) from None
+            raise _full(device, self.precision, 'for the networks', error) from None
         except RuntimeError as error:  # a file is wrong
             raise EngineError(str(error)) from error
         log.info('the networks compute on %s in %s', device, self.precision)
@@ -126,7 +129,7 @@ class Slam3rEngine(SingleMap):
         self._advice: deque[int] = deque(maxlen=ADVICE)  # strides
         self._cameras = Cameras(self._side)
         self._map: MapFrame | None = None  # once the first keyframes are reconstructed
-        self._poses: dict[int, Pose] = {}
+        self._poses = Rows(_POSE)  # of all frames that have one
         self._last_keyframe: int | None = None  # id of the frame
         self._state = State.INITIALIZING
 
@@ -207,7 +210,7 @@ class Slam3rEngine(SingleMap):
         try:
             registered = self._pipeline.process(to_tensor(frame.image))
         except torch.OutOfMemoryError as error:
-            raise _full(self.device, 'even for the fewest frames at once', error) from None
+            raise _full(self.device, self.precision, 'even for the fewest frames at once', error) from None
         self._times['networks'].append(1000 * (time.perf_counter() - start))
         if not registered:
             return EngineOutput(None)
@@ -231,7 +234,7 @@ class Slam3rEngine(SingleMap):
             if pose and due:
                 keyframes.append(self._keyframe(waiting, maps, pose))
         self._times['pose'].append(1000 * (time.perf_counter() - start))
-        return EngineOutput(self._poses.get(frame.id), tuple(keyframes))
+        return EngineOutput(pose, tuple(keyframes))
 
     def _track(self, frame: _Waiting, maps: Pointmaps) -> Pose | None:
         """Find where a frame was taken, and say so by the state."""
@@ -244,11 +247,13 @@ class Slam3rEngine(SingleMap):
             return None
         self._state = State.RELOCALIZING if self._state == State.LOST else State.TRACKING
         T_map_camera = self._map.place(camera.T_world_camera)
-        pose = self._poses[frame.id] = Pose(frame.id, frame.stamp, T_map_camera, self._state)
-        return pose
+        self._poses.append(np.array([(frame.id, frame.stamp, self._state, T_map_camera[:3])], _POSE))
+        if len(self._poses) > MAX_FRAMES:
+            self._poses.thin()
+        return Pose(frame.id, frame.stamp, T_map_camera, self._state)
 
     def _is_due(self, frame: _Waiting, maps: Pointmaps) -> bool:
-        """Say whether a frame should be a keyframe: follow the advice, but sooner where the reconstruction is unsure."""
+        """Say whether a frame should be a keyframe: follow the advice, sooner where the reconstruction is unsure."""
         if self._last_keyframe is None:
             return True
         stride = round(min(frame.stride, MAX_STRIDE) * min(1, relative(maps.confidence.mean()) / SURE))
@@ -281,8 +286,10 @@ class Slam3rEngine(SingleMap):
         return EngineOutput(None, output.keyframes)
 
     def trajectory(self) -> list[Pose]:
-        """Return the pose of every frame that has one, in order."""
-        return [self._poses[number] for number in sorted(self._poses)]
+        """Return the pose of every frame that has one, in order; of a very long stream, see `MAX_FRAMES`."""
+        return [
+            Pose(int(id), int(stamp), rigid(T[:, :3], T[:, 3]), State(state)) for id, stamp, state, T in self._poses.all
+        ]
 
     def reset(self) -> None:
         """Forget everything; the next keyframes carry the next `map_id`."""
@@ -303,9 +310,10 @@ def _threads() -> int:
     return min(torch.get_num_threads(), max(cores - 1, 2))
 
 
-def _full(device: str, what: str, error: torch.OutOfMemoryError) -> EngineError:
+def _full(device: str, precision: str, what: str, error: torch.OutOfMemoryError) -> EngineError:
     """Return what is said of a full device; the error's own traceback would keep tensors alive."""
+    smaller = 'precision:=float16 or ' if precision == 'float32' else ''
     return EngineError(
-        f'the memory of {device} is full, {what}: stop what else uses it, take precision:=float16 or engine:=geometric '
+        f'the memory of {device} is full, {what}: stop what else uses it, or take {smaller}engine:=geometric '
         f'({str(error).splitlines()[0]})'
     )

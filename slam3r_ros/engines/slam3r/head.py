@@ -30,7 +30,7 @@ class LinearHead(nn.Module):
 
 
 def unfold(raw: Tensor, confidence_floor: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Turn raw outputs (N, 4, H, W) into points (N, H, W, 3), exponential in their length, and confidences (N, H, W)."""
+    """Turn raw outputs (N, 4, H, W) into points (N, H, W, 3), exponential in length, and confidences (N, H, W)."""
     direction = raw[:, :3].permute(0, 2, 3, 1)
     length = direction.norm(dim=-1, keepdim=True)
     points = direction / length.clamp(min=1e-8) * torch.expm1(length)

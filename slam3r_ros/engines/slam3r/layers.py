@@ -130,7 +130,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, tokens: Tensor, rotation: Rotation | Tensor) -> Tensor:
         """Attend within each view (B, S, width)."""
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(tokens).chunk(3, dim=-1))
         return self.proj(join_heads(attend(rotate(q, rotation), rotate(k, rotation), v)))
@@ -161,7 +161,7 @@ class EncoderBlock(nn.Module):
         self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, mlp_ratio * width, width)
 
-    def forward(self, tokens: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, tokens: Tensor, rotation: Rotation | Tensor) -> Tensor:
         """Refine tokens (B, S, width)."""
         tokens = tokens + self.attn(self.norm1(tokens), rotation)
         return tokens + self.mlp(self.norm2(tokens))

@@ -102,7 +102,7 @@ class TwoSidedNetwork(nn.Module):
         self,
         references: Tensor,
         sources: Tensor,
-        rotation: Rotation,
+        rotation: Rotation | Tensor,
         positional: Sides | None = None,
         wanted: str = 'both',
         layers: slice = slice(None),
@@ -162,7 +162,7 @@ class Image2Points(TwoSidedNetwork):
         self.corr_score_proj = Mlp(D, D, 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Turn images (N, 3, H, W) in [-1, 1] into tokens (N, S, E), without the final norm, which differs per network."""
+        """Turn images (N, 3, H, W) in [-1, 1] into tokens (N, S, E), without the final norm, each network's own."""
         config = self.config
         rotation = self._rotation(*self.grid(*images.shape[-2:]), config.encoder_width // config.encoder_heads)
         tokens = self.patch_embed(images)

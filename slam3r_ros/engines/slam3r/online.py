@@ -11,6 +11,7 @@ from torch import Tensor
 from slam3r_ros.engines.slam3r.buffer import SceneBuffer, check_room
 from slam3r_ros.engines.slam3r.scene import Scene, View
 from slam3r_ros.engines.slam3r.settings import Settings
+from slam3r_ros.gpu_memory import give_back_gpu_memory
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class OnlinePipeline:
                 full = error.with_traceback(None)  # which would hold the tensors of what was tried
             self.count = number
             self.scene.forget(lambda other: other != number)
-            torch.cuda.empty_cache()
+            give_back_gpu_memory()
             if not self._halve():
                 raise full
 

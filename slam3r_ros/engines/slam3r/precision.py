@@ -10,8 +10,8 @@ holds a coordinate to 0.4 % only.
   it is about twice as fast as MKL on AMD, which is not let at AVX-512 there.
 - bfloat16 leaves the encoder in float32 there: it has a tenth of the work and would cause half of the error.
 - int8 is for the layers that bear it, the others stay in float32: in both networks what makes queries and keys, in the
-  decoders; in Image2Points the first layer of the sources' MLP; in Local2World all of the MLPs.  It scales each output
-  channel of the weights and each token apart.
+  decoders; in Image2Points the first layer of the sources' MLP, but for four blocks; in Local2World all of the MLPs.
+  It scales each output channel of the weights and each token apart.
 """
 
 import platform
@@ -19,6 +19,7 @@ import re
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from slam3r_ros.engines.slam3r.decoder import CrossAttention
 from slam3r_ros.engines.slam3r.layers import SelfAttention, pairs
@@ -30,7 +31,7 @@ _TINY = 1e-12
 _GELU_LOWEST = -0.17  # value
 _TOKENS = 2156  # that oneDNN is told to expect: a window of 11; others are as fast
 _INT8 = {  # names of such layers; the self-attention's are parts of layers
-    Image2Points: r'mv_dec_blocks\d\..*proj[qk]|mv_dec_blocks2\..*fc1',
+    Image2Points: r'mv_dec_blocks\d\..*proj[qk]|mv_dec_blocks2\.([4-9]|1\d)\..*fc1',
     Local2World: r'mv_dec_blocks\d\..*proj[qk]|mv_dec_blocks\d\..*fc\d',
 }
 
@@ -51,10 +52,7 @@ def choose(precision: str, device: torch.device) -> str:
     """
     able = available(device)
     if precision == 'auto':
-        if device.type == 'cuda':
-            return 'float16'
-        native = getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)  # since torch 2.6
-        return 'bfloat16' if _has_onednn() and native() else 'float32'
+        return 'float16' if device.type == 'cuda' else 'float32'  # a CPU's others come to about 1 %
     if precision not in able:
         raise PrecisionError(
             f'there is no precision {precision!r} on {device.type}: use one of auto, {", ".join(able)}'
@@ -89,17 +87,17 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(tokens.to(self.dtype), self.weight, self.bias, 'none', [], '')
 
 
-class CastLinear(nn.Linear):
+class CastLinear(nn.Module):
     """A linear layer in the type of its weights, whatever comes."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         """Take the weights."""
-        nn.Module.__init__(self)
+        super().__init__()
         self.weight, self.bias = (nn.Parameter(part.detach().to(dtype), False) for part in (linear.weight, linear.bias))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Turn tokens (..., in) into (..., out) of the weights' type."""
-        return super().forward(tokens.to(self.weight.dtype))
+        return functional.linear(tokens.to(self.weight.dtype), self.weight, self.bias)
 
 
 class Int8Linear(nn.Module):
@@ -186,7 +184,7 @@ def _made(linear: nn.Linear, name: str, precision: str, device: torch.device, be
 
 
 def _pair_channels(linear: nn.Linear, heads: int, parts: int = 1) -> None:
-    """Put the outputs of a layer, heads side by side in each part, in the order of `layers.pairs`; not the third part."""
+    """Put a layer's outputs, heads side by side in each part, in the order of `layers.pairs`; not the third part."""
     out = torch.arange(linear.out_features)
     rows = out.view(parts, heads, -1)
     rows[:2] = rows[:2, :, pairs(rows.shape[-1])]
