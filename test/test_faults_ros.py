@@ -192,7 +192,7 @@ def test_two_graphs_in_two_namespaces_keep_apart(ros, monkeypatch, where):
                 id = containers[corner].load(plugin, f'/{side}/{name}', parameters, namespace=f'/{side}')
                 if name == 'slam3r':  # nothing is published before the observer is known
                     node = containers[corner].hosted[id].node
-                    wait_until(lambda node=node: node._keyframes.outside_readers() and node._status.outside_readers())
+                    wait_until(lambda node=node: node._keyframes.outside_readers() and node._status.publisher.outside_readers())
         for side, count in SIDES.items():
             wait_until(lambda side=side: statuses[side] and statuses[side][-1].finished)
             assert statuses[side][-1].frames_in == statuses[side][-1].frames_decoded == count

@@ -18,7 +18,11 @@ _news = attrgetter(*NEWS)
 
 
 class StatusOutput:
-    """Publishes how things are or, while a frame is being worked on, how they were when one was done."""
+    """Publishes how things are or, while a frame is being worked on, how they were when one was done.
+
+    Attributes:
+        publisher: Of `status`.
+    """
 
     def __init__(self, node: PipelineNode, make: Callable[[], SlamStatus]):
         """Make the publisher.
@@ -28,20 +32,20 @@ class StatusOutput:
             make: Returns the status as it is, without stamp; called while the node's worker rests.
         """
         self._node, self._make = node, make
-        self._publisher = create_publisher(node, SlamStatus, 'status', frame_id=node.parameters.map_frame)
+        self.publisher = create_publisher(node, SlamStatus, 'status', frame_id=node.parameters.map_frame)
         self._telling, self._last = threading.Lock(), make()
         self._told: tuple = ()
 
     def publish(self) -> None:
         """Tell the status, when somebody listens; from any thread."""
         node = self._node
-        if not (node.active and self._publisher.readers()):
+        if not (node.active and self.publisher.readers()):
             return
         with self._telling:  # the last one told must be the newest
             node.worker.peek(self._look)
             status = replace(self._last, stamp=node.get_clock().now().nanoseconds)
             self._told = _news(status)
-            self._publisher.publish(status)
+            self.publisher.publish(status)
 
     def publish_change(self, *news: object) -> None:
         """Do the same if one of `NEWS`, in this order, has another value than was told."""
