@@ -134,9 +134,10 @@ class Graph:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        rclpy.try_shutdown()
+        self._executor.shutdown(5)
         self._thread.join(5)
-        self.node.destroy_node()
+        self.node.destroy_node()  # before the context: rcl may crash in the other order
+        rclpy.try_shutdown()
 
     @property
     def pid(self) -> int:
