@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='the networks need torch')
 
+from one_thread import one_thread  # noqa: F401
 from slam3r_long_stream import TINY
 
 from slam3r_ros.engines.protocol import EngineError
@@ -20,14 +21,6 @@ from slam3r_ros.engines.slam3r.scene import Scene
 
 SIDE = 32
 CPU = torch.device('cpu')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope='module')

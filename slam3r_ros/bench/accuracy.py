@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slam3r_ros.bench import golden
+from slam3r_ros.bench import golden, workload
 from slam3r_ros.bench.mesher import Figure
-from slam3r_ros.bench.workload import MIN_CONFIDENCE, SIZES, choose_device, converted, point_error
+from slam3r_ros.bench.workload import MIN_CONFIDENCE, SIZES, converted, point_error
 from slam3r_ros.engines.slam3r.checkpoints import NETWORKS
 from slam3r_ros.engines.slam3r.config import OFFICIAL, SIDE, NetworkConfig
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
-from slam3r_ros.engines.slam3r.precision import available, choose
+from slam3r_ros.engines.slam3r.precision import choose
 from slam3r_ros.engines.slam3r.preprocess import square, to_tensor
 from slam3r_ros.engines.slam3r.scene import Scene
 from slam3r_ros.engines.slam3r.settings import Settings
@@ -60,9 +60,7 @@ HEAD = f'{"maps":<36}{"precision":<10}{"point error":>12}{"worst view":>12}{"ang
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument('--device', default='auto', choices=('auto', 'cpu', 'cuda'), help='(default: auto)')
-    parser.add_argument('--precisions', nargs='+', metavar='NAME', help='(default: those that the device computes in)')
-    parser.add_argument('--size', choices=SIZES, help='of the networks for the video (default: full on a GPU)')
+    workload.add_arguments(parser)
     parser.add_argument('--frames', type=int, default=200, help='of the bundled clip, or of a pan (default: 200)')
     parser.add_argument('--json', type=Path, help='file to write the figures to')
 
@@ -70,12 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @torch.inference_mode()
 def main(arguments: argparse.Namespace) -> int:
     """Measure, print the table as it comes; return 1 where a limit is missed."""
-    device = choose_device(arguments.device)
-    config = SIZES[arguments.size or ('full' if device == 'cuda' else 'small')]
-    chosen = arguments.precisions or available(torch.device(device))
+    device, chosen, size = workload.chosen(arguments)
     print(HEAD)
     rows = []
-    for part in (on_vectors(device, chosen), on_video(device, config, chosen, video(arguments.frames))):
+    for part in (on_vectors(device, chosen), on_video(device, SIZES[size], chosen, video(arguments.frames))):
         for row in part:
             print(row, flush=True)
             rows.append(row)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from slam3r_ros.bench import workload
 from slam3r_ros.bench.mesher import Figure
 from slam3r_ros.bench.savings import Step
 from slam3r_ros.bench.workload import (
@@ -27,7 +28,6 @@ from slam3r_ros.bench.workload import (
     SIZES,
     FastStep,
     Walk,
-    choose_device,
     held_bytes,
     in_precision,
     in_turn,
@@ -39,7 +39,7 @@ from slam3r_ros.bench.workload import (
     tensor_float32,
 )
 from slam3r_ros.engines.slam3r.config import SIDE, NetworkConfig
-from slam3r_ros.engines.slam3r.precision import available, choose
+from slam3r_ros.engines.slam3r.precision import choose
 from slam3r_ros.engines.slam3r.preprocess import square, to_tensor
 
 MIN_FPS = 100.0  # of the step, official size, on a GPU of the H200 class
@@ -87,9 +87,7 @@ HEAD = '{:<10}{:<35}{:<9}{:>10}{:>10}{:>8}{:>9}{:>6}'.format(*_NAMES)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument('--device', default='auto', choices=('auto', 'cpu', 'cuda'), help='(default: auto)')
-    parser.add_argument('--size', choices=SIZES, help='of the networks (default: full on a GPU, small on a CPU)')
-    parser.add_argument('--precisions', nargs='+', metavar='NAME', help='(default: those that the device computes in)')
+    workload.add_arguments(parser)
     parser.add_argument('--windows', nargs='+', type=int, default=[5, 11, 21], metavar='VIEWS',
                         help='(default: 5 11 21)')  # fmt: skip
     parser.add_argument('--maps', nargs='+', type=int, default=[10, 100, 1000, 10_000], metavar='KEYFRAMES',
@@ -102,13 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @torch.inference_mode()
 def main(arguments: argparse.Namespace) -> int:
     """Measure, print the table as it comes, then the figures; return 1 where one misses its limit."""
-    device = choose_device(arguments.device)
-    size = arguments.size or ('full' if device == 'cuda' else 'small')
+    device, chosen, size = workload.chosen(arguments)
     repeats = arguments.repeats or (50 if device == 'cuda' else 5)
     name = f'{platform.machine()}, {torch.get_num_threads()} threads'
     if device == 'cuda':
         name = torch.cuda.get_device_name()
-    chosen = arguments.precisions or available(torch.device(device))
     default = choose('auto', torch.device(device))
     peaks = {precision: peak(device, precision) for precision in chosen}
     print(f'{device} ({name}), torch {torch.__version__}, networks: {size}')

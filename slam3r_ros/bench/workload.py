@@ -5,6 +5,7 @@
 All weights and tokens are random.  The same frames are neighbours and scene frames, as right after the start.
 """
 
+import argparse
 import copy
 import gc
 import time
@@ -23,7 +24,7 @@ from slam3r_ros.engines.slam3r.config import OFFICIAL, SIDE, NetworkConfig
 from slam3r_ros.engines.slam3r.networks import Maps
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
 from slam3r_ros.engines.slam3r.pointmaps import normalise
-from slam3r_ros.engines.slam3r.precision import PackedLinear, convert
+from slam3r_ros.engines.slam3r.precision import PackedLinear, available, convert
 from slam3r_ros.engines.slam3r.scene import Scene, View
 from slam3r_ros.engines.slam3r.settings import Settings
 
@@ -33,9 +34,20 @@ MIN_CONFIDENCE = Settings.min_confidence
 _POOL = 16  # random frames that stand for many
 
 
-def choose_device(name: str) -> str:
-    """Return what `auto` means here."""
-    return ('cuda' if torch.cuda.is_available() else 'cpu') if name == 'auto' else name
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where and how the networks compute, and their size."""
+    parser.add_argument('--device', default='auto', choices=('auto', 'cpu', 'cuda'), help='(default: auto)')
+    parser.add_argument('--precisions', nargs='+', metavar='NAME', help='(default: those that the device computes in)')
+    parser.add_argument('--size', choices=SIZES, help='of random networks (default: full on a GPU, small on a CPU)')
+
+
+def chosen(arguments: argparse.Namespace) -> tuple[str, Sequence[str], str]:
+    """Return device, precisions and size, as asked for or as the machine suggests."""
+    device = arguments.device
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    precisions = arguments.precisions or available(torch.device(device))
+    return device, precisions, arguments.size or ('full' if device == 'cuda' else 'small')
 
 
 def converted(networks: Sequence[nn.Module], precision: str) -> list[nn.Module]:

@@ -130,24 +130,20 @@ class Worker:
         with self._changed:
             return time.monotonic() - self._since if self._busy and not self._waits else 0.0
 
-    def peek(self, look: Callable[[], Any]) -> bool:
+    def peek(self, look: Callable[[], Any]) -> None:
         """Call a function in this thread unless a callback is at work, and then on the worker as soon as that is done.
 
         A callback that waits for others is not at work.  Until the function returns the worker does nothing, so it must be
         short.
-
-        Returns:
-            Whether it was called already.
         """
         if getattr(current, 'worker', None) is self:
             look()
-            return True
+            return
         with self._changed:
-            if at_rest := not self._busy or self._waits:
+            if not self._busy or self._waits:
                 look()
             elif look not in self._looks:
                 self._looks.append(look)
-            return at_rest
 
     def note(self, error: str) -> None:
         """Report something that went wrong without an exception."""
