@@ -99,6 +99,15 @@ def test_prometheus_own_format_is_spoken_too(readings):
     assert content_type.startswith('application/openmetrics-text') and openmetrics == plain
 
 
+def test_who_went_in_order_is_forgotten(readings):
+    readings.note_line('/robot/mesher', 3, 'ended', {}, 102.0)
+    values, _, _ = samples(readings, 102.0)
+    assert ('node_up', 'mesher') not in values and ('node_up', 'slam3r') in values
+    assert readings.health(102.0 + PATIENCE / 2)['healthy']
+    readings.note_line('/robot/slam3r', 3, 'stale', {}, 103.0)  # as others say it
+    assert readings.troubles(103.0) == ['slam3r: stale']
+
+
 def test_who_is_silent_has_no_values_and_is_down(readings):
     values, _, _ = samples(readings, 100.5 + PATIENCE)
     assert values[('node_up', 'mesher')] == 0 and values[('diagnostic_level', 'mesher')] == 3

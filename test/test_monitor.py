@@ -178,6 +178,19 @@ def test_health_sees_errors_and_silence(ros, engine, monkeypatch):
     assert ('mesh_vertex_count', 'mesher') not in metrics(port)
 
 
+def test_a_node_that_was_unloaded_is_not_missed(ros, monkeypatch):
+    """One that failed is."""
+    _, port = monitor_of(ros)
+    selector, mesher = ros.node(KeyframeSelector), ros.node(Mesher)
+    wait_until(lambda: {'keyframe_selector', 'mesher'} <= health(port)['nodes'].keys())
+    mesher.failure = 'the mesh is on fire'
+    for node in (selector, mesher):
+        ros.executor.remove_node(node)
+        node.destroy_node()
+    wait_until(lambda: 'keyframe_selector' not in health(port)['nodes'])
+    assert 'mesher' in health(port)['nodes']
+
+
 def test_nodes_of_another_namespace_do_not_count(ros):
     _, port = monitor_of(ros)
     ros.node(VideoDecoder, namespace='/left')

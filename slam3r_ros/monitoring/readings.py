@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from slam3r_ros.values import SlamStatus, State
 
 PATIENCE = 10.0  # seconds of silence after which a node counts as gone
+ENDED = 'ended'  # the last message of a node that goes in order
 _MAX_NODES = 64  # whoever may speak on /diagnostics, memory stays bounded
 
 
@@ -51,7 +52,9 @@ class Readings:
     def note_line(self, name: str, level: int, message: str, values: dict[str, str], now: float) -> None:
         """Take what somebody said on /diagnostics; nodes of other namespaces and other things are ignored."""
         match = self._name.fullmatch(name)
-        if match and (match[1] in self._lines or len(self._lines) < _MAX_NODES):
+        if match and level == Level.STALE and message == ENDED:
+            self._lines.pop(match[1], None)
+        elif match and (match[1] in self._lines or len(self._lines) < _MAX_NODES):
             self._lines[match[1]] = Line(Level(min(level, Level.STALE)), message, values, now)
 
     def note_status(self, status: SlamStatus, now: float) -> None:

@@ -17,6 +17,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 
+from slam3r_ros.monitoring.readings import ENDED
 from slam3r_ros.transport.bus import count_malformed, queues_of
 
 if TYPE_CHECKING:
@@ -49,11 +50,14 @@ class Pulse:
             yield
 
     def end(self) -> None:
-        """Beat no more."""
+        """Beat no more; unless the node failed, say that it goes."""
         with self._beating:
-            if self._timer is not None:
-                self._node.destroy_timer(self._timer)
+            if self._timer is None:
+                return
+            self._node.destroy_timer(self._timer)
             self._timer = None
+            if self._node.context.ok() and not self._node.failure:
+                self._tell(DiagnosticStatus.STALE, ENDED, {})
 
     def look(self) -> None:
         """Look at the node, or let its worker do so as soon as it can."""
@@ -61,10 +65,11 @@ class Pulse:
 
     def publish(self) -> None:
         """Tell /diagnostics how the node fares, when somebody listens."""
-        if not self._publisher.get_subscription_count():
-            return
+        if self._publisher.get_subscription_count():
+            self._tell(*self._judge())
+
+    def _tell(self, level: bytes, message: str, values: dict[str, Any]) -> None:
         node = self._node
-        level, message, values = self._judge()
         status = DiagnosticStatus(level=level, name=node.get_fully_qualified_name(), message=message)
         status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
         array = DiagnosticArray(status=[status])
