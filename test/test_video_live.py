@@ -426,6 +426,23 @@ def test_video_over_http_is_shown(tmp_path):
         assert source.read(WAIT).image.tobytes() in CLEAN
 
 
+def test_https_with_a_certificate_that_nobody_knows_is_an_error_that_names_the_way_out(certificate, monkeypatch):
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*certificate)
+
+    def handler(connection):
+        with suppress(OSError), tls.wrap_socket(connection, server_side=True) as secure:
+            secure.recv(4096)
+            secure.sendall(b'HTTP/1.0 200 OK\r\nContent-Type: video/h264\r\n\r\n' + 40 * b''.join(PACKETS))
+
+    with raw_server(handler) as port, live(f'https://127.0.0.1:{port}/a.h264', network.ffmpeg) as source:
+        until(lambda: 'next attempt' in source.error)
+        assert 'if its certificate is not trusted, name the file of its authority in SSL_CERT_FILE' in source.error
+        assert source.read(0.1) is None
+        monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
+        assert source.read(WAIT).image.tobytes() in CLEAN
+
+
 def test_a_playlist_from_the_network_reads_no_file(tmp_path):
     from test_video_decoder import STREAMS, write
 

@@ -34,6 +34,7 @@ _PROTOCOLS = {
     'http': 'http,https,tcp,tls,crypto',
     'https': 'https,tcp,tls,crypto',
 }
+_AUTHORITY = 'name the file of its authority in SSL_CERT_FILE'
 
 SILENT = logging.getLogger(__name__)  # of websockets: what it would say comes as an exception too
 SILENT.setLevel(logging.CRITICAL + 1)
@@ -90,7 +91,7 @@ def websocket(
                 yield _watched(name, batches())
     except ssl.SSLCertVerificationError as error:
         reason = f'its certificate is not trusted ({error.verify_message})'
-        raise VideoError(f'{name}: {reason}; name the file of its authority in SSL_CERT_FILE') from None
+        raise VideoError(f'{name}: {reason}; {_AUTHORITY}') from None
     except ConnectionClosed as error:
         raise VideoError(f'{name}: the connection was closed ({one_line(error)})') from None
     except (WebSocketException, TimeoutError) as error:
@@ -109,6 +110,8 @@ def ffmpeg(
     options = {'fpsprobesize': '0'}  # what comes while FFmpeg looks for the rate would come late
     if scheme in ('rtsp', 'rtsps'):
         options['rtsp_flags'] = 'prefer_tcp'
+    if scheme in ('http', 'https'):  # the one may lead to the other
+        options |= {'tls_verify': '1', 'ca_file': ssl.get_default_verify_paths().cafile or ''}
     if scheme:
         options['protocol_whitelist'] = _PROTOCOLS[scheme]
 
@@ -131,6 +134,8 @@ def ffmpeg(
         raise VideoError(f'{name}: nothing came for {silence:.0f} s') from None
     except av.FFmpegError as error:
         reason = 'is a device, but no camera' if error.errno == errno.ENOTTY else error.strerror
+        if scheme == 'https' and error.errno == errno.EIO:  # it says no more
+            reason += f'; if its certificate is not trusted, {_AUTHORITY}'
         raise VideoError(f'{name}: {reason}') from None
 
 
