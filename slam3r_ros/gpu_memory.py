@@ -17,6 +17,21 @@ def give_back_gpu_memory() -> None:
         cupy.get_default_memory_pool().free_all_blocks()
 
 
+def limit_gpu_memory(megabytes: int) -> None:
+    """Let torch take so much of each GPU and no more, in this process; what CUDA itself takes comes on top.
+
+    Beyond that torch says that the memory is full, as it does of a full GPU.
+
+    Args:
+        megabytes: 0 for any.
+    """
+    if torch := _torch():
+        for device in range(torch.cuda.device_count()):
+            whole = torch.cuda.get_device_properties(device).total_memory
+            share = min(megabytes * 1_000_000 / whole, 1.0) if megabytes else 1.0
+            torch.cuda.set_per_process_memory_fraction(share, device)
+
+
 def torch_gpu_memory() -> int:
     """Return the bytes of GPU memory that torch holds in this process; 0 where it has not begun to use one."""
     torch = _torch()

@@ -80,9 +80,9 @@ class StubEngine(SingleMap):
         self.frames, self.closed, self.finished = [], False, 0
         self._poses, self.map_id, self._fail_at, self._waiting = [], 0, fail_at, None
 
-    def made(self, name, checkpoints, map_id=0, lossless=True, max_keyframes=400, precision='auto'):
+    def made(self, name, checkpoints, map_id=0, lossless=True, max_keyframes=400, precision='auto', cuda_graphs=True):
         """Stand in for create_engine."""
-        self.map_id, self.lossless, self.precision = map_id, lossless, precision
+        self.map_id, self.lossless, self.precision, self.cuda_graphs = map_id, lossless, precision, cuda_graphs
         return self
 
     def process(self, frame):

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry, Path
 from nodes_stubs import StubEngine, images, pose_at, wall
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from ros_helpers import ros_fixture, wait_until  # noqa: F401
+from ros_helpers import PACE, quick, ros_fixture, wait_for_match, wait_until  # noqa: F401
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
@@ -26,6 +27,7 @@ from slam3r_ros.transport.clouds import from_cloud
 from slam3r_ros.transport.poses import from_pose, pose_from_odometry
 from slam3r_ros.values import Frame, Keyframe, Pose, SlamStatus, State
 
+pytestmark = pytest.mark.usefixtures('quick')
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -55,13 +57,8 @@ class Bench:
         worker_of(self.feeder).call(lambda: None)  # what came of it has arrived too
 
     def matched(self, *topics):
-        """Wait until the node's publishers know the observer's subscriptions."""
-        wait_until(
-            lambda: all(
-                any(p.topic_name == topic and p.get_subscription_count() for p in self.node.publishers) for topic in topics
-            )
-        )
-        time.sleep(0.2)
+        """Wait until the node's publishers and the observer's subscriptions know each other."""
+        wait_for_match(self.node, self.outside, *topics)
 
 
 @pytest.fixture
@@ -184,7 +181,7 @@ def test_the_map_cloud_is_sent_every_two_seconds_at_most(bench):
     b = bench()
     clouds = b.collect(PointCloud2, 'map_cloud', LATCHED)
     b.matched('/map_cloud')
-    end = time.monotonic() + 3.0
+    end = time.monotonic() + 3.0 / PACE
     for frame in images(2000):
         b.feed([replace(frame, last=False)])
         time.sleep(0.01)
@@ -427,8 +424,9 @@ def test_the_engine_is_told_whether_keyframes_wait_for_their_depth(bench, lossle
     assert bench(lossless=lossless).engine.lossless is lossless
 
 
-def test_the_engine_is_told_the_precision(bench):
-    assert bench(precision='int8').engine.precision == 'int8'
+def test_the_engine_is_told_how_to_compute(bench):
+    engine = bench(precision='int8', cuda_graphs=False).engine
+    assert engine.precision == 'int8' and not engine.cuda_graphs
 
 
 @pytest.mark.parametrize('error', [RuntimeError, EngineError])
@@ -473,3 +471,33 @@ def test_the_path_stays_bounded(ros, monkeypatch):
     ids = list(output._stations)
     assert 25 <= len(ids) <= 50
     assert ids[0] == 0 and ids[-1] == 399 and ids == sorted(ids)
+
+
+class ForeseeingEngine(StubEngine):
+    """Waits at its first frame until others wait behind it."""
+
+    def __init__(self, node):
+        super().__init__()
+        self.told, self._node = [], node
+
+    def foresee(self, frame):
+        self.told.append(('foresee', frame))
+
+    def process(self, frame):
+        if not self.frames:
+            wait_until(lambda: len(self._node()._frames.inbox) == 3)
+        self.told.append(('process', frame))
+        return super().process(frame)
+
+
+def test_the_engine_sees_the_frame_that_waits(bench):
+    b = bench(engine=ForeseeingEngine(lambda: b.node), queue_depth=3)
+    stream = list(images(4))
+    b.feed(stream)
+    expected = [('process', stream[0])]
+    for before, frame in pairwise(stream[1:]):
+        expected += [('foresee', frame), ('process', before)]
+    expected += [('process', stream[3])]
+    told = b.engine.told[-len(expected) :]  # the second may have waited before the first was taken
+    assert [(what, frame.id) for what, frame in told] == [(what, frame.id) for what, frame in expected]
+    assert all(found is sent for (_, found), (_, sent) in zip(told, expected))  # the very object

@@ -98,7 +98,7 @@ def test_keyframes_follow_the_advice():
 def test_keyframes_stand_closer_where_the_reconstruction_is_unsure():
     engine = make()
     run(engine, frames(13, stride=10))
-    for network in engine._networks:
+    for network in engine._models.get():
         network.confidence = 3.5
     _, keyframes = run(engine, frames(60, stride=10)[13:])
     ids = [keyframe.id for keyframe in keyframes]
@@ -108,7 +108,7 @@ def test_keyframes_stand_closer_where_the_reconstruction_is_unsure():
 def test_unsure_points_are_left_out_of_keyframes():
     engine = make(min_confidence=5.0)
     run(engine, frames(13))
-    for network in engine._networks:
+    for network in engine._models.get():
         network.confidence = 4.0
     _, keyframes = run(engine, frames(20)[13:])
     assert np.isnan(keyframes[-1].pointmap).all() and not keyframes[-1].confidence.any()
@@ -159,7 +159,7 @@ def test_a_given_stride_is_kept(stride):
 def test_the_focal_length_is_known_from_the_first_pose_on(favourite):
     """Whichever keyframe becomes the world, and the others have no local map."""
     engine = make()
-    engine._networks[0].favourite = favourite
+    engine._models.get()[0].favourite = favourite
     _, keyframes = run(engine, frames(20))
     assert all(keyframe.intrinsics.fx == pytest.approx(FOCAL, rel=0.02) for keyframe in keyframes)
     assert pose_errors(engine.trajectory(), UNIT)[0] < 1e-3
@@ -177,12 +177,12 @@ def test_a_short_stream_is_mapped_at_its_end(count):
 @pytest.mark.parametrize('stride', [0, 1, 3])  # with 0 more frames are held than the first window takes
 def test_a_start_without_confidence_is_tried_again(stride):
     engine = make(confidence=1.2, stride=stride)
-    engine._networks[0].stretch = 1.5
+    engine._models.get()[0].stretch = 1.5
     _, keyframes = run(engine, frames(30))
     assert not keyframes and engine.state == State.INITIALIZING and not engine.trajectory()
-    for network in engine._networks:
+    for network in engine._models.get():
         network.confidence = 20.0
-    engine._networks[0].stretch = 1.0
+    engine._models.get()[0].stretch = 1.0
     stream = [Frame(i, i, image(i)) for i in range(30, 60)]
     _, keyframes = run(engine, stream)
     assert keyframes and engine.state == State.TRACKING
@@ -193,9 +193,9 @@ def test_a_start_without_confidence_is_tried_again(stride):
 def test_lost_and_found():
     engine = make()
     run(engine, frames(20))
-    engine._networks[1].blind = True
+    engine._models.get()[1].blind = True
     assert engine.process(frames(21)[20]).pose is None and engine.state == State.LOST
-    engine._networks[1].blind = False
+    engine._models.get()[1].blind = False
     outputs, keyframes = run(engine, frames(30)[21:])
     assert outputs[0].pose.state == State.RELOCALIZING and engine.state == State.TRACKING
     assert keyframes
@@ -286,3 +286,23 @@ def test_a_core_is_left_to_the_rest(monkeypatch, cores, threads):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_frames_that_were_foreseen_come_out_the_same(monkeypatch):
+    """Whether they come or not; each is cut and encoded once."""
+    stream, other = frames(40, stride=4), Frame(7, 7000, image(3))
+    expected = run(make(), stream)
+    engine, encoded = make(), []
+    encode = OracleImage2Points.encode
+    monkeypatch.setattr(OracleImage2Points, 'encode', lambda self, batch: encoded.append(1) or encode(self, batch))
+    found = []
+    for number, frame in enumerate(stream):
+        if engine._pipeline:
+            engine._pipeline.scene.can_do_two = True  # as on a GPU
+            engine.foresee(other if number == 20 else stream[min(number + 1, 39)])
+        found.append(engine.process(frame))
+    assert len(encoded) == 40 + 2  # one in vain, and the last twice
+    for output, other in zip(found, expected[0], strict=True):
+        assert (output.pose is None) == (other.pose is None) and len(output.keyframes) == len(other.keyframes)
+        assert output.pose is None or np.array_equal(output.pose.T_map_camera, other.pose.T_map_camera)
+        assert all(np.array_equal(a.pointmap, b.pointmap, True) for a, b in zip(output.keyframes, other.keyframes))

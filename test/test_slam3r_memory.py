@@ -14,6 +14,7 @@ from test_slam3r_engine import pose_errors
 
 import slam3r_ros.engines.slam3r.engine as engine_module
 from slam3r_ros.engines.protocol import EngineError
+from slam3r_ros.engines.slam3r import models
 from slam3r_ros.engines.slam3r.engine import Slam3rEngine
 from slam3r_ros.engines.slam3r.settings import Settings
 from slam3r_ros.values import Frame, Intrinsics, State
@@ -159,7 +160,7 @@ def test_smaller_numbers_are_proposed_only_to_larger_ones(gpu, make):
     engine = make()
     gpu.room['encode'] = 0
     for precision, proposed in (('float32', True), ('float16', False), ('bfloat16', False)):
-        engine.precision = precision
+        engine._models.precision = precision
         with pytest.raises(EngineError, match='engine:=geometric') as caught:
             engine.process(frames(0, 1)[0])
         assert ('precision:=float16' in str(caught.value)) is proposed
@@ -183,8 +184,12 @@ def test_poses_are_kept_up_to_a_number(make, monkeypatch):
 
 
 def test_a_memory_that_is_full_before_the_networks_are_loaded(monkeypatch, gpu):
-    monkeypatch.setattr(engine_module, 'find', lambda kind, folder: 'file')
-    monkeypatch.setattr(engine_module, 'load', lambda *args, **options: gpu.take('load', np.inf + 1))
+    monkeypatch.setattr(models, 'find', lambda kind, folder: 'file')
+    monkeypatch.setattr(models, 'check', lambda kind, path: None)
+    monkeypatch.setattr(models, 'load', lambda *args, **options: gpu.take('load', np.inf + 1))
     gpu.room['load'] = 0
-    with pytest.raises(EngineError, match='full, for the networks: .*precision.*engine:=geometric'):
-        Slam3rEngine(device='cpu')
+    engine = Slam3rEngine(device='cpu', stride=3)
+    for frame in frames(0, 2):
+        with pytest.raises(EngineError, match='full, for the networks: .*gpu_memory_mb.*precision.*engine:=geometric'):
+            engine.process(frame)
+    assert not engine._held and not engine._waiting  # frames that nothing was done with are not kept

@@ -20,6 +20,7 @@ BENCHMARKS = {
     'recovery': 'how soon the camera is found again after black frames, and how well it is tracked from then on',
     'savings': 'one step of SLAM3R without and with its exact savings: operations, time and difference',
     'inference': 'what a frame costs the engines, by stage, precision, window and map size, beside the plain way',
+    'memory': 'what SLAM3R takes of a GPU, counted without one: weights, map, workspace, in each precision',
     'accuracy': 'what reduced precision does to points and poses',
     'latency': 'from the camera to the pose on TF through the nodes, and where the time goes',
     'endurance': 'an hour of video through the graph: memory, queues and speed at its end beside those before',

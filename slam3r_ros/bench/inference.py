@@ -194,16 +194,22 @@ def speed(device: str, size: str, peaks: dict[str, float], repeats: int, side: i
     name = f'step: encode, {window}, register'
     speedups, fps = {}, {}
     for precision, fastest in peaks.items():
-        fast = FastStep(in_precision(step, precision))
+        own = in_precision(step, precision)
+        fast, others = FastStep(own), {}
+        if device == 'cuda':
+            others['  without CUDA graphs'] = FastStep(own, cuda_graphs=False)
+            others['  the next frame encoded beside'] = FastStep(own, ahead=True)
         found = fast()
         error = max(point_error(*pair) for pair in zip((found.local, found.world), (m.points[0, 0] for m in expected)))
-        times, plain_times = in_turn(device, [fast, plain], repeats).T
+        times, *other_times, plain_times = in_turn(device, [fast, *others.values(), plain], repeats).T
         if not speedups:
             tf32 = ', TF32' if device == 'cuda' else ''
             yield Row.of(('slam3r', f'the same, plainly{tf32}', 'float32'), plain_times)
         speedups[precision] = float(np.median(plain_times / times))
         note = f'{speedups[precision]:.2f} times plain, error {error:.1e}'
         yield Row.of(('slam3r', name, precision), times, gflop, fastest, note)
+        for other, each in zip(others, other_times):
+            yield Row.of(('slam3r', other, precision), each, gflop, fastest)
         fps[precision] = 1e3 / float(np.median(times))
         if precision == 'float32':
             pairs = zip((found.local, found.local_confidence, found.world, found.confidence), sum(expected, ()))

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slam3r_ros.bench.savings import Step
 from slam3r_ros.engines.slam3r.cameras import Cameras, Pointmaps
 from slam3r_ros.engines.slam3r.config import OFFICIAL, SIDE, NetworkConfig
+from slam3r_ros.engines.slam3r.cuda_graphs import OFTEN
 from slam3r_ros.engines.slam3r.networks import Maps
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
 from slam3r_ros.engines.slam3r.pointmaps import normalise
@@ -50,10 +51,10 @@ def chosen(arguments: argparse.Namespace) -> tuple[str, Sequence[str], str]:
     return device, precisions, arguments.size or ('full' if device == 'cuda' else 'small')
 
 
-def converted(networks: Sequence[nn.Module], precision: str) -> list[nn.Module]:
-    """Return copies of networks, on the same device, that compute in a precision."""
+def converted(networks: Sequence[nn.Module], precision: str, as_on: str | None = None) -> list[nn.Module]:
+    """Return copies of networks, on the same device, that compute in a precision; `as_on`: see `convert`."""
     device = networks[0].dec_norm.weight.device
-    return [convert(copy.deepcopy(network).cpu(), precision, device) for network in networks]
+    return [convert(copy.deepcopy(network).cpu(), precision, device, as_on) for network in networks]
 
 
 def in_precision(step: Step, precision: str) -> Step:
@@ -84,7 +85,7 @@ def in_turn(
 ) -> np.ndarray:
     """Return the milliseconds (repeats, F) of functions that take turns, so that a drifting machine slows all alike."""
     if warm_up is None:
-        warm_up = 1 if device == 'cpu' else 5
+        warm_up = 1 if device == 'cpu' else OFTEN + 2  # until it is recorded
     seconds = np.empty((repeats + warm_up, len(functions)))
     for row in seconds:
         for i, function in enumerate(functions):
@@ -154,9 +155,16 @@ def plain_step(step: Step) -> tuple[Maps, Maps]:
 class FastStep:
     """The same step and its stages as the engine does them; frame 0 is the new one."""
 
-    def __init__(self, step: Step) -> None:
-        """Take the networks and the random frames of a step."""
-        self.scene = Scene(step.image2points, step.local2world, MIN_CONFIDENCE)
+    def __init__(self, step: Step, cuda_graphs: bool = True, ahead: bool = False) -> None:
+        """Take the networks and the random frames of a step.
+
+        Args:
+            step: the networks and the frames.
+            cuda_graphs: on a GPU, record the calls of the networks.
+            ahead: encode each frame beside the work on the one before.
+        """
+        self.scene = Scene(step.image2points, step.local2world, MIN_CONFIDENCE, cuda_graphs=cuda_graphs)
+        self._ahead, self._coming = ahead, None
         self.scene.size = tuple(step.image.shape[-2:])
         self._image = step.image.cpu()
         tokens = torch.cat([step.references, step.candidates])[:, 0]
@@ -187,7 +195,8 @@ class FastStep:
 
     def __call__(self) -> View:
         """Do the step: all but the retrieval."""
-        self.encode()
+        self.scene.encode(self._image, 0, self._coming)
+        self._coming = self.scene.encoded(self._image) if self._ahead else None
         self.locate()
         self.register()
         return self.scene.views[0]
@@ -206,7 +215,7 @@ class RandomScene:
                 for _ in range(_POOL)
             ]
 
-    def encode(self, images: Tensor, first: int) -> None:
+    def encode(self, images: Tensor, first: int, tokens: Tensor | None = None) -> None:
         """Invent a frame, maps and all."""
         tokens, points, confidence = (each.clone() for each in self._pool[first % _POOL])
         self.views[first] = View(tokens, points, confidence, 2.0, points.clone(), confidence.clone(), 2.0)
@@ -260,12 +269,17 @@ def point_error(found: Tensor, expected: Tensor) -> float:
     return float(errors.mean().nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
-def pose_of_a_wall(side: int = SIDE) -> Callable[[], object]:
-    """Return what finds the camera of a registered view, out of the device and all: of a wavy wall."""
+def wavy_wall(side: int = SIDE) -> Tensor:
+    """Return what a camera sees of a wavy wall, (side, side, 3), about 1 away."""
     v, u = np.mgrid[:side, :side]
     depth = 1 + 0.3 * np.sin(u / 40) + 0.2 * np.cos(v / 31)
     wall = np.stack([(u - side / 2) / 200, (v - side / 2) / 200, np.ones_like(depth)], -1) * depth[..., None]
-    local = torch.from_numpy(wall).float()
+    return torch.from_numpy(wall).float()
+
+
+def pose_of_a_wall(side: int = SIDE) -> Callable[[], object]:
+    """Return what finds the camera of a registered view, out of the device and all: of a wavy wall."""
+    local = wavy_wall(side)
     confidence = 2 + torch.rand(side, side)
     view = View(torch.empty(0), local, confidence, 2.0, 0.7 * local + torch.tensor([1.0, 2.0, 3.0]), confidence, 2.0)
     cameras = Cameras(side)

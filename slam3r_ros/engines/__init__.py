@@ -15,7 +15,7 @@ NAMES = ('auto', 'geometric', 'slam3r')
 
 
 def create_engine(name: str = 'auto', checkpoints: str = '', lossless: bool = True, max_keyframes: int = MAX_KEYFRAMES,
-                  precision: str = 'auto', **options: Any) -> Engine:
+                  precision: str = 'auto', cuda_graphs: bool = True, **options: Any) -> Engine:
     """Make an engine by its name.
 
     Args:
@@ -25,6 +25,7 @@ def create_engine(name: str = 'auto', checkpoints: str = '', lossless: bool = Tr
             `slam3r` both are the same: pose and depth are one computation, done before `process` returns.
         max_keyframes: that `geometric` keeps; `slam3r` has bounds of its own.
         precision: of the networks, for `slam3r`.
+        cuda_graphs: whether they are recorded and replayed on a GPU, for `slam3r`.
         options: of the engine's constructor.
 
     Raises:
@@ -41,7 +42,7 @@ def create_engine(name: str = 'auto', checkpoints: str = '', lossless: bool = Tr
                 raise EngineError(reason) from error
             log.warning('%s; taking geometric', reason)
         else:
-            return Slam3rEngine(checkpoints, precision=precision, **options)
+            return Slam3rEngine(checkpoints, precision=precision, cuda_graphs=cuda_graphs, **options)
     from slam3r_ros.engines.geometric.engine import GeometricEngine  # compiles: only when it is wanted
 
     return GeometricEngine(lossless=lossless, max_keyframes=max_keyframes, **options)

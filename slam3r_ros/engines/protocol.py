@@ -65,6 +65,13 @@ class Engine(Protocol):
         """Keyframes that got no depth, the queue being full or depth having failed."""
         ...
 
+    def foresee(self, frame: Frame) -> None:
+        """See a frame that waits to come next: what is done for it alone may begin, beside the work on the one before.
+
+        It changes no result.  The frame may not come after all.
+        """
+        ...
+
     def process(self, frame: Frame) -> EngineOutput:
         """Take the next frame of the stream."""
         ...
@@ -116,12 +123,26 @@ class Engine(Protocol):
         """Forget everything; the next keyframes carry the next `map_id`."""
         ...
 
+    def release(self) -> None:
+        """Free what can be had again when the next frame comes, and give it back to the GPU; the map stays."""
+        ...
+
     def close(self) -> None:
         """Stop background threads and free what is held."""
         ...
 
 
-class SingleMap:
+class OneByOne:
+    """The answers of an engine that does one thing after the other, and needs whatever it holds."""
+
+    def foresee(self, frame: Frame) -> None:
+        """Leave it until its turn."""
+
+    def release(self) -> None:
+        """Free nothing."""
+
+
+class SingleMap(OneByOne):
     """The answers of an engine with one map, of unknown scale, that can be put into no file."""
 
     name: str

@@ -59,6 +59,9 @@ class ManagedNode(LifecycleNode):
     def activate(self) -> None:
         """Do what comes before the first callback runs."""
 
+    def deactivate(self) -> None:
+        """Do what comes after the last callback has run, or while one waits for others."""
+
     def start(self) -> None:
         """Configure and activate the node.
 
@@ -135,6 +138,7 @@ class ManagedNode(LifecycleNode):
             raise TimeoutError(f'a callback still ran after {_PATIENCE:.0f} s; the node stays active')
         self.active = False
         self.worker.pause(_PATIENCE)  # somebody may have resumed it while the node was active still
+        self.deactivate()
 
     def _clean_up(self) -> None:
         self.configured = self.active = False

@@ -125,6 +125,15 @@ PRECISION = Parameter(
     'Numbers of the SLAM3R networks. `auto`: float16 on a GPU, float32 on a CPU.',
     choices=('auto', 'float32', 'bfloat16', 'float16', 'int8'),
 )
+CUDA_GRAPHS = Parameter(
+    'cuda_graphs', True, 'On a GPU, record what the SLAM3R networks do for every frame, and replay it: faster, more memory.'
+)
+GPU_MEMORY = Parameter(
+    'gpu_memory_mb',
+    0,
+    'What SLAM3R may take of a GPU, beside CUDA itself; with too little it looks at fewer frames at once. 0: any.',
+    (0, 1_000_000),
+)
 LOSSLESS = Parameter(
     'lossless',
     True,
@@ -215,6 +224,8 @@ GROUPS: dict[str, tuple[Parameter, ...]] = {
         ENGINE,
         CHECKPOINTS_DIR,
         PRECISION,
+        CUDA_GRAPHS,
+        GPU_MEMORY,
         LOSSLESS,
         MAX_KEYFRAMES,
         MAX_POINTCLOUD_SIZE,

@@ -13,7 +13,7 @@ from std_srvs.srv import Trigger
 
 from slam3r_ros.engines import create_engine
 from slam3r_ros.engines.protocol import EngineError, EngineOutput
-from slam3r_ros.gpu_memory import torch_gpu_memory
+from slam3r_ros.gpu_memory import limit_gpu_memory, torch_gpu_memory
 from slam3r_ros.mapping.trajectory import write_tum
 from slam3r_ros.meshing.export import write_cloud
 from slam3r_ros.nodes.base import PipelineNode, run
@@ -55,9 +55,10 @@ class Slam3r(PipelineNode):
         self._map_id = int(time.time())
         self._engine = create_engine(
             p.engine, p.checkpoints_dir, map_id=self._map_id, lossless=p.lossless, max_keyframes=p.max_keyframes,
-            precision=p.precision,
+            precision=p.precision, cuda_graphs=p.cuda_graphs,
         )  # fmt: skip
         self.closing.callback(self._engine.close)
+        limit_gpu_memory(p.gpu_memory_mb)
         self.get_logger().info(f'engine {self._engine.name} on {self._engine.device}')
         self._poses = PoseOutput(self, p)
         self._clouds = CloudOutput(self, p)
@@ -75,13 +76,19 @@ class Slam3r(PipelineNode):
         self.worker.every(1.0, self._poses.publish_path)
         self.worker.every(2.0, self._clouds.publish_map)
         self.follow_time(self._go_back)
-        create_subscription(self, Frame, 'selected_frames', self._process, p.queue_depth, lossless=p.lossless)
+        self._frames = create_subscription(
+            self, Frame, 'selected_frames', self._process, p.queue_depth, lossless=p.lossless
+        )
 
     def activate(self) -> None:
         """Tell where the camera sits."""
         self._paused = False
         self._poses.tell_mount()
         self._rest.put(None)
+
+    def deactivate(self) -> None:
+        """Let others have the GPU."""
+        self.worker.peek(self._engine.release)
 
     def diagnostics(self) -> dict[str, Any]:
         """Return what the engine is and where it is."""
@@ -123,6 +130,8 @@ class Slam3r(PipelineNode):
         self._received += 1
         self._frames_in = self._next_id = frame.id + 1
         self._stamp = frame.stamp
+        if (following := self._frames.first) is not None:
+            self._engine.foresee(following)
         try:
             self._reconstruct(frame)
         except EngineError as error:

@@ -157,6 +157,12 @@ class Subscription:
         """Values dropped since the queue was full."""
         return self.inbox.dropped
 
+    @property
+    def first(self) -> Any:
+        """The value that comes next, still closed: read it on the CPU only; None when none waits."""
+        item = self.inbox.first
+        return item and item[0].value
+
     def look(self) -> None:
         """Read from DDS as soon as an outside publisher is known, and no longer once the last one is gone."""
         with lock, suppress(RuntimeError):  # of rcl: the node, or its context, ends meanwhile

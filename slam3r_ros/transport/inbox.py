@@ -63,6 +63,12 @@ class Inbox:
             self._worker._changed.wait_for(lambda: self.closed or len(self._values) < self._depth, _POLL)
 
     @property
+    def first(self) -> Any:
+        """What comes next; None when nothing waits."""
+        with self._worker._changed:
+            return self._values[0] if self._values else None
+
+    @property
     def closed(self) -> bool:
         """Whether values are refused."""
         return self._closed or self._worker.closed

@@ -20,7 +20,7 @@ from slam3r_ros.engines.geometric.placements import Stamps
 from slam3r_ros.engines.geometric.records import Records, pose_in_map
 from slam3r_ros.engines.geometric.stream import Stream, UnsuitableError
 from slam3r_ros.engines.geometric.tracker import Step, Tracker
-from slam3r_ros.engines.protocol import EngineError, EngineOutput
+from slam3r_ros.engines.protocol import EngineError, EngineOutput, OneByOne
 from slam3r_ros.mapping.frames import invert
 from slam3r_ros.mapping.map_file import MapFileError
 from slam3r_ros.mapping.rows import MAX_FRAMES
@@ -33,7 +33,7 @@ _TIMES = 500  # samples per stage
 _log = logging.getLogger(__package__)
 
 
-class GeometricEngine:
+class GeometricEngine(OneByOne):
     """Streaming reconstruction on the CPU; implements `protocol.Engine`."""
 
     name = 'geometric'

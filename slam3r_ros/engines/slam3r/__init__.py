@@ -8,6 +8,6 @@ To read it from the bottom up:
 - their number formats and layouts: `precision`;
 - what is done with them: `preprocess`, `pointmaps`, `buffer`, `candidates`, `scene`, `settings`, and the pipelines
   `online`, `offline`;
-- their weights: `weights`, `checkpoints`, `download`;
-- what the rest of the program sees: `cameras`, `engine`.
+- their weights: `weights`, `checkpoints`, `download`, and `models`, which has them read, freed, and read again;
+- what the rest of the program sees: `cameras`, `incoming`, `engine`.
 """

@@ -22,20 +22,21 @@ WIDEST, NARROWEST = 0.1, 10.0  # focal lengths that can be, in sides of the squa
 class Pointmaps(NamedTuple):
     """What the networks say of a frame, out of their device; see `scene.View`."""
 
-    world: np.ndarray  # (H, W, 3) float64
+    world: np.ndarray  # (H, W, 3) float32
     valid: np.ndarray  # (H, W) bool, where the world map has a point
-    confidence: np.ndarray  # (H, W) float64, of the world map, 1 or more
-    local: np.ndarray | None  # (H, W, 3) float64, None for first keyframes other than the world's
-    local_confidence: np.ndarray  # (H, W) float64
+    confidence: np.ndarray  # (H, W) float32, of the world map, 1 or more
+    local: np.ndarray | None  # (H, W, 3) float32, None for first keyframes other than the world's
+    local_confidence: np.ndarray  # (H, W) float32
 
     @classmethod
     def of(cls, view: View) -> 'Pointmaps':
         """Take the maps of a registered view."""
         world, confidence, local, local_confidence = (
-            tensor.cpu().double().numpy()
+            tensor.float().cpu().numpy()
             for tensor in (view.world, view.confidence, view.local, view.local_confidence)
         )
-        valid = np.isfinite(world).all(axis=-1) & world.any(axis=-1)
+        distance = np.abs(world[..., 0]) + np.abs(world[..., 1]) + np.abs(world[..., 2])  # of a kind, and quick
+        valid = np.isfinite(distance) & (distance > 0)
         return cls(world, valid, confidence, local if local.any() else None, local_confidence)
 
 
@@ -51,7 +52,7 @@ class MapFrame(NamedTuple):
 
     def seen(self, world: np.ndarray, T_map_camera: np.ndarray) -> np.ndarray:
         """Return points (..., 3) of the networks' world in a camera's optical frame and map units."""
-        return transform(invert(T_map_camera) @ self.T_map_world, world * self.scale)
+        return transform(invert(T_map_camera) @ self.T_map_world, world.astype(float) * self.scale)
 
 
 class Cameras:
@@ -101,7 +102,7 @@ class Cameras:
         if min(maps.valid.mean() for maps, _ in keyframes) < MIN_VALID:
             raise PoseError('the first keyframes have hardly any confident points')
         cameras = [self.locate(maps, given).T_world_camera for maps, given in keyframes]
-        depths = [transform(invert(T), maps.world[maps.valid])[:, 2] for T, (maps, _) in zip(cameras, keyframes)]
+        depths = [transform(invert(T), maps.world[maps.valid].astype(float))[:, 2] for T, (maps, _) in zip(cameras, keyframes)]
         depth = float(np.median(np.concatenate(depths)))
         if depth <= 0:
             raise PoseError('most points of the first keyframes lie behind the camera')

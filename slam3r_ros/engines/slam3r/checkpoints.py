@@ -5,13 +5,13 @@
 import argparse
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # no more than its name
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from slam3r_ros.engines.slam3r.weights import I2P, L2W, REMEDY, CheckpointError,
 
 log = logging.getLogger(__name__)
 
+_TYPES = {'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}  # by their names in a safetensors file
 NETWORKS: dict[Published, type[nn.Module]] = {I2P: Image2Points, L2W: Local2World}
 
 
@@ -29,12 +30,30 @@ class Report(NamedTuple):
 
     path: Path
     size: int  # bytes
-    sha256: str
+    sha256: str  # empty where it was not asked for
     official: bool | None  # the checksum is the published one; None where none is known
 
 
+def check(published: Published, path: str | Path, config: NetworkConfig = OFFICIAL) -> None:
+    """Look at the size of a file, and at the names, shapes and types of its weights: soon done, they are not read.
+
+    Args:
+        published: which network it should be.
+        path: a `.safetensors` or a `.pth` file.
+        config: see `load`.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is not what was published.
+    """
+    _fitting(published, Path(path), config, _read_header)
+
+
 def load(
-    published: Published, path: str | Path, config: NetworkConfig = OFFICIAL, device: str | torch.device = 'cpu'
+    published: Published,
+    path: str | Path,
+    config: NetworkConfig = OFFICIAL,
+    device: str | torch.device = 'cpu',
+    checksum: bool = True,
 ) -> tuple[nn.Module, Report]:
     """Make a network with the weights of a file.
 
@@ -43,6 +62,7 @@ def load(
         path: a `.safetensors` or a `.pth` file.
         config: another than the official one is for tests; size and checksum are then not expected.
         device: for the network.
+        checksum: compute it, which takes about as long as all else.
 
     Returns:
         The network, ready for inference, and what was loaded.
@@ -51,29 +71,40 @@ def load(
         CheckpointError: the file cannot be read, or is not what was published.
     """
     path = Path(path)
+    network, weights = _fitting(published, path, config, _read_safetensors)
+    size, sha256 = path.stat().st_size, file_checksum(path) if checksum else ''
+    official = sha256 == published.sha256 if checksum and _is_known(path, config) else None
+    log.info('%s: %d bytes, sha256 %s', path, size, sha256 or 'as before')
+    if official is False:
+        log.warning('%s: sha256 %s is not %s, which others report for it', path, sha256, published.sha256)
+    network.load_state_dict(weights, assign=True)
+    return network.requires_grad_(False).eval().to(device), Report(path, size, sha256, official)
+
+
+def _is_known(path: Path, config: NetworkConfig) -> bool:
+    """Say whether size and checksum are published: of the older .pth files they are not."""
+    return config == OFFICIAL and path.suffix == '.safetensors'
+
+
+def _fitting(
+    published: Published, path: Path, config: NetworkConfig, read: Callable[[Path], dict[str, Tensor]]
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """Return a network without weights, and those of a file, which fit it; `read` is for a safetensors file."""
     try:
         size = path.stat().st_size
     except OSError as error:
         raise CheckpointError(f'{path}: {error.strerror}: {REMEDY}') from error
-    packed = path.suffix != '.safetensors'
-    known = config == OFFICIAL and not packed  # of the older .pth files neither size nor checksum is published
-    if known and size != published.size:
+    if _is_known(path, config) and size != published.size:
         raise CheckpointError(
             f'{path} has {size} bytes, {published.name} has {published.size}: incomplete or another file; {REMEDY}'
         )
-    weights = _read_pickle(path) if packed else _read_safetensors(path)
+    weights = read(path) if path.suffix == '.safetensors' else _read_pickle(path)
     with torch.device('meta'):
         network = NETWORKS[published](config)
     if published is L2W:  # needs no encoder; some files hold one
         weights = {key: value for key, value in weights.items() if not key.startswith('enc_blocks.')}
     _check(path, published, weights, network.state_dict())
-    checksum = file_checksum(path)
-    official = checksum == published.sha256 if known else None
-    log.info('%s: %d bytes, sha256 %s', path, size, checksum)
-    if official is False:
-        log.warning('%s: sha256 %s is not %s, which others report for it', path, checksum, published.sha256)
-    network.load_state_dict(weights, assign=True)
-    return network.requires_grad_(False).eval().to(device), Report(path, size, checksum, official)
+    return network, weights
 
 
 def file_checksum(path: Path) -> str:
@@ -86,7 +117,24 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f'{path} is no complete safetensors file ({error}): {REMEDY}') from error
+        raise _incomplete(path, error) from error
+
+
+def _read_header(path: Path) -> dict[str, Tensor]:
+    """Return tensors without values in place of the weights."""
+    try:
+        with safe_open(path, 'pt') as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            return {
+                key: torch.empty(each.get_shape(), dtype=_TYPES.get(each.get_dtype(), torch.bool), device='meta')
+                for key, each in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise _incomplete(path, error) from error
+
+
+def _incomplete(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f'{path} is no complete safetensors file ({error}): {REMEDY}')
 
 
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:

@@ -3,26 +3,25 @@
 """SLAM3R behind the engine protocol: pointmaps become poses, a focal length and keyframes."""
 
 import logging
-import os
 import time
 from collections import defaultdict, deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from slam3r_ros.engines.protocol import EngineError, EngineOutput, SingleMap
 from slam3r_ros.engines.slam3r.cameras import Cameras, MapFrame, Pointmaps
-from slam3r_ros.engines.slam3r.checkpoints import load
 from slam3r_ros.engines.slam3r.config import SIDE
-from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World
+from slam3r_ros.engines.slam3r.incoming import Foreseen, Waiting
+from slam3r_ros.engines.slam3r.models import Models, Networks
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
 from slam3r_ros.engines.slam3r.pointmaps import relative
-from slam3r_ros.engines.slam3r.precision import PrecisionError, choose, convert
-from slam3r_ros.engines.slam3r.preprocess import square, to_rgb, to_tensor
+from slam3r_ros.engines.slam3r.preprocess import square_on, to_rgb, to_tensor
 from slam3r_ros.engines.slam3r.scene import Scene
 from slam3r_ros.engines.slam3r.settings import Settings
-from slam3r_ros.engines.slam3r.weights import I2P, L2W, LICENSE, find
+from slam3r_ros.engines.slam3r.weights import LICENSE
+from slam3r_ros.gpu_memory import give_back_gpu_memory
 from slam3r_ros.mapping.frames import rigid
 from slam3r_ros.mapping.pointmap_pose import PoseError
 from slam3r_ros.mapping.rows import MAX_FRAMES, Rows
@@ -37,18 +36,6 @@ MIN_INLIERS = 0.3  # share of points that the pose of a tracked frame must expla
 SURE = 0.8  # relative confidence of a frame that needs no closer keyframes
 TIMES = 500  # samples per stage
 _POSE = np.dtype([('id', np.int64), ('stamp', np.int64), ('state', np.int8), ('T', np.float64, (3, 4))])  # T_map_camera
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """A frame that has no pose yet."""
-
-    id: int
-    stamp: int
-    image: np.ndarray  # (224, 224, 3) uint8
-    camera: Intrinsics | None  # of that square, when known
-    candidate: bool
-    stride: int
 
 
 class Slam3rEngine(SingleMap):
@@ -69,54 +56,36 @@ class Slam3rEngine(SingleMap):
         checkpoints: str = '',
         device: str = 'auto',
         precision: str = 'auto',
+        cuda_graphs: bool = True,
         stride: int = 0,
         focal: float = 0.0,
         min_confidence: float = 3.0,
         settings: Settings = Settings(),  # noqa: B008 - frozen
-        networks: tuple[Image2Points, Local2World] | None = None,
+        networks: Networks | None = None,
         side: int = SIDE,
         map_id: int = 0,
     ) -> None:
-        """Load the networks.
+        """Begin without a map; the networks are read when they are wanted.
 
         Args:
             checkpoints: folder of the weights; empty for the default one.
             device: 'cpu', 'cuda' or 'auto'.
             precision: of the networks, one of `precision.PRECISIONS`.
+            cuda_graphs: on a GPU, record what the networks do for every frame, and replay it.
             stride: frames between the keyframes of the reconstruction; 0 follows the frames' advice.
             focal: pixels of the frames, for frames without intrinsics; 0 = estimate it.
             min_confidence: of a registered point; what has less is left out of keyframes.
             settings: of the reconstruction; its stride does not count.
-            networks: instead of the official ones, on the device and in their precision.
+            networks: instead of the official ones, on the device and in their precision; they are kept.
             side: pixels of the square that the networks see.
             map_id: of the first map.
 
         Raises:
             EngineError: the weights, the device or the precision cannot be had.
         """
-        if device == 'auto':
-            device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise EngineError(f"there is no device {device!r} ({error}): use 'cpu', 'cuda' or 'auto'") from error
-        try:
-            self.precision = choose(precision, torch.device(device))
-            if networks is None:
-                loaded = (load(kind, find(kind, checkpoints))[0] for kind in (I2P, L2W))
-                networks = tuple(convert(network, self.precision, torch.device(device)) for network in loaded)
-        except PrecisionError as error:
-            raise EngineError(str(error)) from error
-        except torch.OutOfMemoryError as error:
-            raise _full(device, self.precision, 'for the networks', error) from None
-        except RuntimeError as error:  # a file is wrong
-            raise EngineError(str(error)) from error
-        log.info('the networks compute on %s in %s', device, self.precision)
-        if device == 'cpu':
-            torch.set_num_threads(_threads())
-        self.device = device
-        self._networks = networks
-        self._stride, self._focal, self._min_confidence = stride, focal, min_confidence
+        self._models = Models(checkpoints, device, precision, networks)
+        self.device, self.precision = self._models.device, self._models.precision
+        self._cuda_graphs, self._stride, self._focal, self._min_confidence = cuda_graphs, stride, focal, min_confidence
         self._settings, self._side, self._map_id = settings, side, map_id
         self._times: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=TIMES))
         self._begin()
@@ -124,14 +93,15 @@ class Slam3rEngine(SingleMap):
     def _begin(self) -> None:
         """Start with nothing known."""
         self._pipeline: OnlinePipeline | None = None
-        self._held: list[_Waiting] = []  # until the stride is chosen
-        self._waiting: dict[int, _Waiting] = {}  # by their number in the pipeline, until they are registered
+        self._held: list[Waiting] = []  # until the stride is chosen
+        self._waiting: dict[int, Waiting] = {}  # by their number in the pipeline, until they are registered
         self._advice: deque[int] = deque(maxlen=ADVICE)  # strides
         self._cameras = Cameras(self._side)
         self._map: MapFrame | None = None  # once the first keyframes are reconstructed
         self._poses = Rows(_POSE)  # of all frames that have one
         self._last_keyframe: int | None = None  # id of the frame
         self._state = State.INITIALIZING
+        self._foreseen: deque[Foreseen] = deque(maxlen=2)  # the next frame is seen before the present one is done
 
     @property
     def map_id(self) -> int:
@@ -153,14 +123,26 @@ class Slam3rEngine(SingleMap):
         """Median time of the networks and of the pose, per frame."""
         return {stage: float(np.median(times)) for stage, times in self._times.items()}
 
+    def foresee(self, frame: Frame) -> None:
+        """Begin to encode a frame, where the device can do that beside the work on the one before."""
+        scene = self._pipeline and self._pipeline.scene
+        if not scene or not scene.networks or not scene.can_do_two:
+            return
+        try:
+            image, crop = square_on(to_rgb(frame.image), self._side, self.device)
+            self._foreseen.append(Foreseen(frame, image, crop, scene.encoded(to_tensor(image)[None])))
+        except (ValueError, torch.OutOfMemoryError):
+            pass  # `process` says why
+
     def process(self, frame: Frame) -> EngineOutput:
         """Take the next frame of the stream.
 
         Raises:
             EngineError: the frame holds no image, or the device has no room for it; the next one may be taken.
         """
+        foreseen = next((each for each in self._foreseen if each.frame is frame), None)
         try:
-            image, crop = square(to_rgb(frame.image), self._side)
+            image, crop = foreseen[1:3] if foreseen else square_on(to_rgb(frame.image), self._side, self.device)
         except ValueError as error:
             raise EngineError(f'frame {frame.id}: {error}') from error
         camera = frame.intrinsics
@@ -169,9 +151,10 @@ class Slam3rEngine(SingleMap):
             camera = Intrinsics(self._focal, self._focal, (width - 1) / 2, (height - 1) / 2)
         given = crop.intrinsics(camera) if camera else None
         self._advice.append(frame.stride)
-        return self._take(_Waiting(frame.id, frame.stamp, image, given, frame.candidate, frame.stride))
+        tokens = foreseen and foreseen.tokens
+        return self._take(Waiting(frame.id, frame.stamp, image, given, frame.candidate, frame.stride, tokens))
 
-    def _take(self, frame: _Waiting) -> EngineOutput:
+    def _take(self, frame: Waiting) -> EngineOutput:
         """Hold a frame back until the stride is known, then hand it on."""
         if self._pipeline is None:
             self._held.append(frame)
@@ -188,9 +171,9 @@ class Slam3rEngine(SingleMap):
     def _open(self, stride: int, window: int = 0) -> EngineOutput:
         """Begin a reconstruction with the frames that were held back."""
         settings = replace(self._settings, stride=stride, window=window or self._settings.window)
-        scene = Scene(*self._networks, settings.min_confidence, settings.normalise_input)
-        self._pipeline, self._cameras = OnlinePipeline(scene, settings), Cameras(self._side)
         held, self._held = self._held, []
+        scene = Scene(*self._models.get(), settings.min_confidence, settings.normalise_input, self._cuda_graphs)
+        self._pipeline, self._cameras = OnlinePipeline(scene, settings), Cameras(self._side)
         outputs, failure = [EngineOutput(None)], None
         for frame in held:
             try:
@@ -203,19 +186,21 @@ class Slam3rEngine(SingleMap):
             raise failure
         return EngineOutput(outputs[-1].pose, keyframes)
 
-    def _advance(self, frame: _Waiting) -> EngineOutput:
+    def _advance(self, frame: Waiting) -> EngineOutput:
         """Hand a frame to the networks, and make poses and keyframes of what they give."""
+        if self._pipeline.scene.networks is None:
+            self._pipeline.scene.networks = self._models.get()
         self._waiting[self._pipeline.count] = frame
         start = time.perf_counter()
         try:
-            registered = self._pipeline.process(to_tensor(frame.image))
+            registered = self._pipeline.process(to_tensor(frame.image), frame.tokens)
+            seen = [(self._waiting.pop(number), Pointmaps.of(view)) for number, view in registered]
         except torch.OutOfMemoryError as error:
-            raise _full(self.device, self.precision, 'even for the fewest frames at once', error) from None
+            raise self._models.full('even for the fewest frames at once', error) from None
         self._times['networks'].append(1000 * (time.perf_counter() - start))
         if not registered:
             return EngineOutput(None)
         start = time.perf_counter()
-        seen = [(self._waiting.pop(number), Pointmaps.of(view)) for number, view in registered]
         for waiting, maps in seen:
             if not waiting.camera:
                 self._cameras.learn(maps)
@@ -226,6 +211,7 @@ class Slam3rEngine(SingleMap):
             except PoseError:  # too little was seen: begin anew with the next frames
                 self._pipeline = None
                 self._waiting.clear()
+                self._foreseen.clear()
                 return EngineOutput(None)
         keyframes = []
         for number, (waiting, maps) in enumerate(seen):
@@ -236,7 +222,7 @@ class Slam3rEngine(SingleMap):
         self._times['pose'].append(1000 * (time.perf_counter() - start))
         return EngineOutput(pose, tuple(keyframes))
 
-    def _track(self, frame: _Waiting, maps: Pointmaps) -> Pose | None:
+    def _track(self, frame: Waiting, maps: Pointmaps) -> Pose | None:
         """Find where a frame was taken, and say so by the state."""
         try:
             camera = self._cameras.locate(maps, frame.camera)
@@ -252,14 +238,14 @@ class Slam3rEngine(SingleMap):
             self._poses.thin()
         return Pose(frame.id, frame.stamp, T_map_camera, self._state)
 
-    def _is_due(self, frame: _Waiting, maps: Pointmaps) -> bool:
+    def _is_due(self, frame: Waiting, maps: Pointmaps) -> bool:
         """Say whether a frame should be a keyframe: follow the advice, sooner where the reconstruction is unsure."""
         if self._last_keyframe is None:
             return True
         stride = round(min(frame.stride, MAX_STRIDE) * min(1, relative(maps.confidence.mean()) / SURE))
         return frame.candidate and frame.id - self._last_keyframe >= max(stride, 1)
 
-    def _keyframe(self, frame: _Waiting, maps: Pointmaps, pose: Pose) -> Keyframe:
+    def _keyframe(self, frame: Waiting, maps: Pointmaps, pose: Pose) -> Keyframe:
         points = self._map.seen(maps.world, pose.T_map_camera)
         valid = maps.valid & (points[..., 2] > 0) & (maps.confidence > self._min_confidence)
         stride = frame.id - self._last_keyframe if self._last_keyframe is not None else 1
@@ -296,24 +282,14 @@ class Slam3rEngine(SingleMap):
         self._map_id += 1
         self._begin()
 
+    def release(self) -> None:
+        """Free the networks; the map stays, and the next frame has them read again."""
+        self._models.release()
+        if self._pipeline:
+            self._pipeline.scene.networks = None
+        give_back_gpu_memory()
+
     def close(self) -> None:
-        """Free the frames that are held; the networks go with the engine."""
+        """Free all."""
         self._begin()
-
-
-def _threads() -> int:
-    """Return how many threads to compute with: of three cores or more, one is left to the rest of ROS.
-
-    Two threads that wait for each other at every layer are slower than one where a busy process takes a core.
-    """
-    cores = len(os.sched_getaffinity(0))
-    return min(torch.get_num_threads(), max(cores - 1, 2))
-
-
-def _full(device: str, precision: str, what: str, error: torch.OutOfMemoryError) -> EngineError:
-    """Return what is said of a full device; the error's own traceback would keep tensors alive."""
-    smaller = 'precision:=float16 or ' if precision == 'float32' else ''
-    return EngineError(
-        f'the memory of {device} is full, {what}: stop what else uses it, or take {smaller}engine:=geometric '
-        f'({str(error).splitlines()[0]})'
-    )
+        self._models.release()

@@ -49,8 +49,12 @@ class OnlinePipeline:
         self._retrieved: list[int] = []
 
     @torch.inference_mode()
-    def process(self, image: Tensor) -> list[tuple[int, View]]:
-        """Take the next frame (3, H, W) in [-1, 1]; return the frames that got their world map by it, by number.
+    def process(self, image: Tensor, tokens: Tensor | None = None) -> list[tuple[int, View]]:
+        """Take the next frame; return the frames that got their world map by it, by number.
+
+        Args:
+            image: (3, H, W) in [-1, 1].
+            tokens: what `Scene.encoded` gave for it alone, when that was begun before.
 
         Raises:
             ValueError: it is not of the size of those before; it is then as if it had not come.
@@ -59,18 +63,20 @@ class OnlinePipeline:
         number = self.count
         while True:
             try:
-                return self._process(image, number)
+                return self._process(image, number, tokens)
             except torch.OutOfMemoryError as error:
                 full = error.with_traceback(None)  # which would hold the tensors of what was tried
             self.count = number
             self.scene.forget(lambda other: other != number)
+            if spared := self.scene.spare_memory():
+                log.warning('the memory of %s is full: going on without CUDA graphs', self.scene.device)
             give_back_gpu_memory()
-            if not self._halve():
+            if not spared and not self._halve():
                 raise full
 
-    def _process(self, image: Tensor, number: int) -> list[tuple[int, View]]:
+    def _process(self, image: Tensor, number: int, tokens: Tensor | None) -> list[tuple[int, View]]:
         """Do all of `process` but mending; what it did can be done again."""
-        self.scene.encode(image[None], number)
+        self.scene.encode(image[None], number, tokens)
         self.count = number + 1
         last_of_window = (self.settings.window - 1) * self.settings.stride
         if number < last_of_window:

@@ -50,9 +50,9 @@ def choose(precision: str, device: torch.device) -> str:
     Raises:
         PrecisionError: the device cannot.
     """
-    able = available(device)
     if precision == 'auto':
-        return 'float16' if device.type == 'cuda' else 'float32'  # a CPU's others come to about 1 %
+        return 'float16' if device.type == 'cuda' else 'float32'  # a CPU's others come to about 1 %, as a GPU's bfloat16
+    able = available(device)
     if precision not in able:
         raise PrecisionError(
             f'there is no precision {precision!r} on {device.type}: use one of auto, {", ".join(able)}'
@@ -123,12 +123,13 @@ class Int8Linear(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Turn tokens (..., in) into (..., out)."""
-        step = (tokens.abs().amax(dim=-1, keepdim=True) / self.steps).clamp_(min=self.smallest)  # (..., 1)
-        rounded = torch.addcmul(torch.tensor(self.middle + 0.5), tokens, step.reciprocal()).to(torch.uint8)
+        largest = torch.maximum(tokens.amax(dim=-1, keepdim=True), -tokens.amin(dim=-1, keepdim=True))
+        step = (largest / self.steps).clamp_(min=self.smallest)  # (..., 1)
+        rounded = (tokens * step.reciprocal()).add_(self.middle + 0.5).to(torch.uint8)
         product = torch.ops.onednn.qlinear_pointwise(
             rounded, 1.0, self.middle, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, 'none', [], ''
         )
-        return torch.addcmul(self.bias, product, step)
+        return torch.addcmul(self.bias, product, step, out=product)
 
 
 class SplitLinear(nn.Module):
@@ -144,14 +145,18 @@ class SplitLinear(nn.Module):
         return torch.cat([self.first(tokens), self.others(tokens)], dim=-1)
 
 
-def convert(network: TwoSidedNetwork, precision: str, device: torch.device) -> TwoSidedNetwork:
+def convert(
+    network: TwoSidedNetwork, precision: str, device: torch.device, as_on: str | None = None
+) -> TwoSidedNetwork:
     """Put a network on its device, with the linear layers of its blocks in another form, in place.
 
     Args:
         network: with weights in float32, on the CPU.
         precision: what `choose` returned.
         device: where it is to run.
+        as_on: kind of device that it is made for, that of `device` if None; what a GPU rounds a CPU can round, slowly.
     """
+    kind = as_on or device.type
     for module in network.modules():
         if isinstance(module, SelfAttention):
             _pair_channels(module.qkv, module.heads, parts=3)
@@ -159,22 +164,24 @@ def convert(network: TwoSidedNetwork, precision: str, device: torch.device) -> T
             _pair_channels(module.projq, module.heads)
             _pair_channels(module.projk, module.heads)
     network.pairs = True
-    if precision == 'float32' and not (device.type == 'cpu' and _has_onednn()):
+    if precision == 'float32' and not (kind == 'cpu' and _has_onednn()):
         return network.to(device)
-    for name, linear in list(network.named_modules()):
-        if isinstance(linear, nn.Linear) and re.match(r'enc_blocks|mv_dec_blocks|decoder_embed', name):
+    linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    for name in linears:  # one after the other: of none but the present one there are both forms
+        if re.match(r'enc_blocks|mv_dec_blocks|decoder_embed', name):
             parent, _, own = name.rpartition('.')
-            setattr(network.get_submodule(parent), own, _made(linear, name, precision, device, _INT8[type(network)]))
+            made = _made(network.get_submodule(name), name, precision, kind, _INT8[type(network)])
+            setattr(network.get_submodule(parent), own, made.to(device))
     return network.to(device)
 
 
-def _made(linear: nn.Linear, name: str, precision: str, device: torch.device, bears_int8: str) -> nn.Module:
-    """Return a layer in its new form."""
-    if precision == 'bfloat16' and device.type == 'cpu' and name.startswith('enc_blocks'):
+def _made(linear: nn.Linear, name: str, precision: str, kind: str, bears_int8: str) -> nn.Module:
+    """Return a layer in its new form, for a kind of device."""
+    if precision == 'bfloat16' and kind == 'cpu' and name.startswith('enc_blocks'):
         precision = 'float32'
     if precision != 'int8':
-        kind = PackedLinear if device.type == 'cpu' and _has_onednn() else CastLinear
-        return kind(linear, getattr(torch, precision))
+        layer = PackedLinear if kind == 'cpu' and _has_onednn() else CastLinear
+        return layer(linear, getattr(torch, precision))
     if re.fullmatch(bears_int8, name):
         return Int8Linear(linear, after_gelu=name.endswith('fc2'))
     if re.fullmatch(r'mv_dec_blocks.*qkv', name):

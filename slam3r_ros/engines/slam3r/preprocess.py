@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From any image to the square that the networks take."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,10 @@ from PIL import Image
 
 from slam3r_ros.engines.slam3r.config import SIDE
 from slam3r_ros.values import Intrinsics
+
+_LOBES = 3  # of the Lanczos filter, on either side
+_BITS = 22  # of Pillow's weights, after the point
+_PART = 8  # bits of a weight that are multiplied at once
 
 
 class Crop(NamedTuple):
@@ -72,3 +77,68 @@ def square(image: np.ndarray, side: int = SIDE, upscale_bicubic: bool = False) -
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """Turn images (..., H, W, 3) uint8 into network input (..., 3, H, W) in [-1, 1]."""
     return ((torch.from_numpy(np.array(images)).float() / 255 - 0.5) / 0.5).movedim(-1, -3)
+
+
+def square_on(image: np.ndarray, side: int = SIDE, device: str = 'cuda') -> tuple[np.ndarray, Crop]:
+    """Do what `square` does, to the bit, on a GPU: for a large image a CPU takes longer than the networks there.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        side: pixels.
+        device: of torch; with 'cpu', or without room, it is `square`.
+    """
+    try:
+        return square(image, side) if device == 'cpu' else _filtered(image, side, device)
+    except torch.OutOfMemoryError:
+        return square(image, side)
+
+
+def _filtered(image: np.ndarray, side: int, device: str) -> tuple[np.ndarray, Crop]:
+    """Filter by matrices across, then down."""
+    height, width = image.shape[:2]
+    crop, first, last, across, down = _filters(height, width, side, device)
+    pixels = torch.from_numpy(np.ascontiguousarray(image[:, first:last])).to(device).float()  # (H, w, 3)
+    narrow = _filter(across, pixels.transpose(0, 1).flatten(1)).unflatten(1, (height, 3))  # (side, H, 3)
+    small = _filter(down, narrow.transpose(0, 1).flatten(1)).unflatten(1, (side, 3))
+    return small.byte().cpu().numpy(), crop
+
+
+def _filter(weights: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Apply weights (3, side, N) to pixels (N, M).
+
+    Numbers of 8 bits multiply exactly in any type, and in float32 their sums are exact, too, of up to 256 weights.
+    """
+    high, middle, low = (weights @ pixels).int()
+    total = (high << 2 * _PART) + (middle << _PART) + low
+    return ((total + (1 << _BITS - 1)) >> _BITS).clamp(0, 255).float()
+
+
+@lru_cache(maxsize=1)
+def _filters(height: int, width: int, side: int, device: str) -> tuple[Crop, int, int, torch.Tensor, torch.Tensor]:
+    """Return the crop, the columns that matter, and the weights (3, side, w) across and (3, side, H) down."""
+    rows, columns = (round(side * length / min(height, width)) for length in (height, width))
+    left, top = columns // 2 - side // 2, rows // 2 - side // 2
+    across, down = _weights(width, columns)[left : left + side], _weights(height, rows)[top : top + side]
+    matter = np.flatnonzero(across.any(axis=0))
+    first, last = matter[0], matter[-1] + 1
+    low = (1 << _PART) - 1
+    across, down = (
+        torch.from_numpy(np.stack([w >> 2 * _PART, w >> _PART & low, w & low])).float().to(device)
+        for w in (across[:, first:last], down)
+    )
+    return Crop(columns / width, rows / height, left, top), first, last, across, down
+
+
+def _weights(before: int, after: int) -> np.ndarray:
+    """Return what each of `before` pixels gives to each of `after`, (after, before), as Pillow rounds it."""
+    if before == after:
+        return np.eye(after, dtype=np.int64) << _BITS  # Pillow leaves that side alone
+    scale = before / after
+    reach = _LOBES * max(scale, 1)
+    middles = (np.arange(after)[:, None] + 0.5) * scale
+    pixels = np.arange(before)
+    x = (pixels + 0.5 - middles) / max(scale, 1)
+    near = (pixels >= np.floor(middles - reach + 0.5)) & (pixels < np.floor(middles + reach + 0.5))
+    weights = np.where(near & (x >= -_LOBES) & (x < _LOBES), np.sinc(x) * np.sinc(x / _LOBES), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.trunc(weights * (1 << _BITS) + np.copysign(0.5, weights)).astype(np.int64)

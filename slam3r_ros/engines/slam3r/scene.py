@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slam3r_ros.engines.slam3r.candidates import CandidateStore
+from slam3r_ros.engines.slam3r.cuda_graphs import CudaGraphs
 from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World, Maps
 from slam3r_ros.engines.slam3r.pointmaps import best_candidates, mean_distance, normalise, relative
 
@@ -26,15 +27,15 @@ class View:
     tokens: Tensor  # (S, E)
     local: Tensor | None = None  # (H, W, 3) in its own optical frame
     local_confidence: Tensor | None = None  # (H, W)
-    local_mean: float = 0.0  # of the confidence
+    local_mean: Tensor | float = 0.0  # of the confidence; still on the device, as reading it waits for that
     world: Tensor | None = None  # (H, W, 3)
     confidence: Tensor | None = None  # (H, W)
-    mean: float = 0.0  # of the confidence
+    mean: Tensor | float = 0.0  # of the confidence
 
     @property
     def quality(self) -> float:
         """How good the frame is as a scene frame, in [0, 1)."""
-        return relative(self.mean) * relative(self.local_mean)
+        return relative(float(self.mean)) * relative(float(self.local_mean))
 
 
 class Scene:
@@ -46,6 +47,7 @@ class Scene:
         local2world: Local2World,
         min_confidence: float,
         normalise_input: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         """Begin with no frames.
 
@@ -54,23 +56,54 @@ class Scene:
             local2world: the second, on the same device.
             min_confidence: a local point must exceed it.
             normalise_input: brings all maps to a unit mean distance before they are registered.
+            cuda_graphs: on a GPU, record what is done for every frame, and replay it.
         """
         self.views: dict[int, View] = {}
         self.size = 0, 0  # height and width of the images
         self.prepared = CandidateStore()
         self.parts = 1  # in which candidates are scored, so that the memory bears it
-        self._image2points = image2points
-        self._local2world = local2world
+        self.device = image2points.dec_norm.weight.device
+        self._cuda_graphs = cuda_graphs and self.device.type == 'cuda'
+        self._streams = torch.cuda if self.device.type == 'cuda' else torch.cpu  # whose streams do nothing
+        self._beside = self._streams.Stream()  # for the encoder
+        self.can_do_two = self.device.type != 'cpu'  # things at once
+        self.networks = image2points, local2world
         self._min_confidence = min_confidence
         self._normalise_input = normalise_input
 
     @property
-    def device(self) -> torch.device:
-        """Where the networks are."""
-        return self._image2points.dec_norm.weight.device
+    def networks(self) -> tuple[Image2Points, Local2World] | None:
+        """Both networks; None lets go of them, until they are given again."""
+        return self._networks
 
-    def encode(self, images: Tensor, first: int) -> None:
+    @networks.setter
+    def networks(self, networks: tuple[Image2Points, Local2World] | None) -> None:
+        self._networks = networks
+        self._image2points, self._local2world = networks or (None, None)
+        self._encoding, self._decoding = CudaGraphs(self._cuda_graphs), CudaGraphs(self._cuda_graphs)  # a stream each
+
+    def spare_memory(self) -> bool:
+        """Do without recorded work from now on, the memory being full; return whether that frees any."""
+        self._cuda_graphs = False
+        encoding, decoding = self._encoding.give_up(), self._decoding.give_up()
+        return encoding or decoding
+
+    @torch.inference_mode()
+    def encoded(self, images: Tensor) -> Tensor:
+        """Begin to encode frames (N, 3, H, W), beside what else the GPU does; return what `add` takes, (N, S, E)."""
+        if self.device.type == 'cuda' and not images.is_cuda:  # else the copy would wait for the GPU
+            images = images.pin_memory()
+        self._beside.wait_stream(self._streams.current_stream())
+        with self._streams.stream(self._beside):
+            return self._encoding(self._image2points.encode, images.to(self.device, non_blocking=True))
+
+    def encode(self, images: Tensor, first: int, tokens: Tensor | None = None) -> None:
         """Add frames (N, 3, H, W), numbered from `first`.
+
+        Args:
+            images: the frames, on the CPU.
+            first: number of the first.
+            tokens: what `encoded` gave for them, when that was begun before.
 
         Raises:
             ValueError: they are not of the size of those before.
@@ -79,7 +112,12 @@ class Scene:
         if self.views and size != self.size:
             raise ValueError(f'frame {first} has {size} pixels, those before {self.size}: crop all to one size')
         self.size = size
-        self.add(self._image2points.encode(images.to(self.device)), first)
+        tokens = self.encoded(images) if tokens is None else tokens
+        present = self._streams.current_stream()
+        present.wait_stream(self._beside)
+        if tokens.is_cuda:  # its memory is the other stream's
+            tokens.record_stream(present)
+        self.add(tokens, first)
 
     def add(self, tokens: Tensor, first: int) -> None:
         """Add frames by what the encoder said of them (N, S, E), numbered from `first`."""
@@ -109,14 +147,14 @@ class Scene:
             raise ValueError(f'a window needs two views at least, got {windows[0]}')
         tokens = torch.cat([self._tokens(window) for window in windows], dim=1)  # (V, B, S, E)
         others = [i for i in range(len(tokens)) if i != reference]
-        return self._image2points(tokens[[reference]], tokens[others], *self.size, wanted=wanted)
+        return self._decoding(self._image2points, tokens[[reference]], tokens[others], *self.size, wanted=wanted)
 
     def locate(self, number: int, neighbours: Sequence[int]) -> None:
         """Find the local map of a frame with the help of its neighbours."""
         view = self.views[number]
         own, _ = self.reconstruct([[number, *neighbours]])
         view.local, view.local_confidence = own.points[0, 0], own.confidence[0, 0]
-        view.local_mean = view.local_confidence.mean().item()
+        view.local_mean = view.local_confidence.mean()
 
     def _normalised(self, view: View) -> Tensor:
         """Return the local map (1, H, W, 3) at unit mean distance, without its uncertain points."""
@@ -131,11 +169,12 @@ class Scene:
         if self._normalise_input:
             factor = mean_distance(list(known))
             known, local = known / factor, torch.stack([points / mean_distance([points]) for points in local])
-        _, maps = self._local2world(self._tokens(references), self._tokens(sources), known, local, wanted='sources')
+        tokens = self._tokens(references), self._tokens(sources)
+        _, maps = self._decoding(self._local2world, *tokens, known, local, wanted='sources')
         for number, points, confidence in zip(sources, *maps):
             view = self.views[number]
             view.world, view.confidence = (points * factor)[0], confidence[0]
-            view.mean = view.confidence.mean().item()
+            view.mean = view.confidence.mean()
 
     def retrieve(self, queries: Sequence[int], candidates: Sequence[int], count: int) -> list[int]:
         """Return the *positions* of the candidates that correlate best with the queries, best first."""
@@ -180,7 +219,7 @@ class Scene:
         for position, number in enumerate(keyframes):
             view = self.views[number]
             view.world, view.confidence = world[position][0], confidence[position][0]
-            view.mean = view.local_mean = view.confidence.mean().item()
+            view.mean = view.local_mean = view.confidence.mean()
             # Only the reference's own frame is the world; of the others no local map is known.
             view.local = view.world if position == best else torch.zeros_like(view.world)
             view.local_confidence = view.confidence
@@ -192,11 +231,12 @@ class Scene:
             self.register([number], keyframes)
         if not others:
             return
-        factor = max(self.views[i].mean for i in others) / max(self.views[i].mean for i in keyframes)
+        highest = [max(float(self.views[i].mean) for i in numbers) for numbers in (others, keyframes)]
+        factor = highest[0] / highest[1]
         for number in keyframes:
             view = self.views[number]
             view.confidence = view.local_confidence = view.confidence * factor
-            view.mean = view.confidence.mean().item()
+            view.mean = view.confidence.mean()
 
     def forget(self, keep: Callable[[int], bool]) -> None:
         """Drop the frames that are not to be kept."""
