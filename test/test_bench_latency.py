@@ -1,23 +1,45 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""`slam3r bench latency`: its sums by made-up times, and the real nodes on a short clip."""
+"""`slam3r bench latency`: its sums by made-up times, the real nodes on a short clip, and networks before a wall."""
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser
 
 import numpy as np
 import pytest
 from ros_helpers import next_domain
+from slam3r_long_stream import TINY
+from torch.utils.flop_counter import FlopCounterMode
 
 from slam3r_ros.bench import latency
 from slam3r_ros.cli import main
+from slam3r_ros.engines.slam3r.engine import Slam3rEngine
+from slam3r_ros.values import Frame, State
 from slam3r_ros.video.source import open_source
 from slam3r_ros.video.synthetic import FPS, write_video
 
 MS = 1_000_000  # nanoseconds
 PERIOD = round(1e9 / FPS)
-FRAMES = 150  # of the real clip: poses are heard only once both processes have found each other
+FRAMES = 100  # of the real clip: poses are heard only once both processes have found each other
+SIDE = 64  # pixels of the square that tiny networks see
 STAMP, CLOCK = 1_000_000_000_000, 7_000_000_000  # where the stamps and the clock begin
+
+
+def asked(*words):
+    """Return the arguments of a command line."""
+    parser = ArgumentParser()
+    latency.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.fixture
+def wall(monkeypatch):
+    """The module, with tiny networks for all."""
+    from slam3r_ros.bench import wall
+
+    for size in wall.SIZES:
+        monkeypatch.setitem(wall.SIZES, size, TINY)
+    return wall
 
 
 def made_up(frames=20, late=0, dds=2):
@@ -56,36 +78,44 @@ def test_p95_is_that_of_the_slow_frames():
     assert median == pytest.approx(39) and p95 == pytest.approx(39 + 0.55 * 1000)
 
 
-def test_frames_a_second_are_those_of_the_whole_way():
-    times, arrived = made_up(frames=30)
-    result = latency.speed(times, arrived)
-    assert result['fps'] == pytest.approx(30 / (29 / FPS + 0.036), rel=1e-6)
-    assert result['engine_fps'] == pytest.approx(50)
+def test_frames_a_second_are_those_that_leave_the_engine():
+    """Every other frame reaches it, each 33 ms; 20 ms, and 5 before that, are work, and alone it works for 10."""
+    times, _ = made_up(frames=32)
+    times['foresee'] = {stamp: (start - 5 * MS, start) for stamp, (start, _) in times['engine'].items()}
+    slow = 4 * [1000 * MS] + 12 * [10 * MS]  # the first quarter does not count
+    times['alone'] = {stamp: (stamp, stamp + span) for stamp, span in enumerate(slow)}
+    result = latency.speed(times)
+    assert result['fps'] == pytest.approx(FPS / 2) and result['engine_fps'] == pytest.approx(100)
+    assert result['slower'] == pytest.approx(2.5)
+    assert result['fps'] / result['engine_fps'] == pytest.approx(result['busy'] / result['slower'])
 
 
-def test_without_a_pose_it_says_so():
+def test_without_a_pose_the_limit_is_missed(capsys):
     times, _ = made_up()
-    with pytest.raises(SystemExit, match='not one pose'):
-        latency.sum_up(times, {})
+    result = latency.sum_up(times, {})
+    assert result['poses'] == 0 and 'not one pose' in capsys.readouterr().err
+    assert latency.judge({'640x480': result}, 'geometric')[0].missed
 
 
 @pytest.mark.parametrize('dds, engine, status', [(2, 'geometric', 0), (90, 'geometric', 1), (2, 'slam3r', 1)])
 def test_a_missed_limit_is_the_exit_status(dds, engine, status, monkeypatch, tmp_path, capsys):
-    """Made-up frames come every 33 ms and take the engine 20: three fifths of what it could do."""
-    monkeypatch.setattr(latency, 'listen', lambda *_: (*made_up(dds=dds), {'tracking': 18.5}))
-    words = ['--sizes', '640x480', '--frames', '2', '--engine', engine, '--json', str(tmp_path / 'figures.json')]
+    """Made-up frames reach the engine every 67 ms and take it 20: less than a third of what it could do."""
+    times, arrived = made_up(dds=dds)
+    times['alone'] = times['engine']
+    monkeypatch.setattr(latency, 'listen', lambda *_: latency.Run(times, arrived, {'tracking': 18.5}, 'of a kind'))
+    words = ['--resolutions', '640x480', '--frames', '2', '--engine', engine, '--json', str(tmp_path / 'figures.json')]
     assert main(['bench', 'latency', *words]) == status
     printed = capsys.readouterr().out
-    assert all(stage in printed for stage in (*latency.STAGES, 'engine: tracking'))
+    assert all(stage in printed for stage in (*latency.STAGES, 'engine: tracking', 'of a kind'))
     assert ('MISSED' in printed) == bool(status)
     result = json.loads((tmp_path / 'figures.json').read_text())
-    assert result['sizes']['640x480']['milliseconds']['engine'] == pytest.approx([20, 20])
+    assert result['resolutions']['640x480']['milliseconds']['engine'] == pytest.approx([20, 20])
     assert any(figure['missed'] for figure in result['figures']) == bool(status)
 
 
-@pytest.mark.parametrize('size', latency.SIZES)
-def test_the_clip_has_the_size_and_the_whole_width(size, tmp_path):
-    width, height = latency.SIZES[size]
+@pytest.mark.parametrize('resolution', latency.RESOLUTIONS)
+def test_the_clip_has_the_size_and_the_whole_width(resolution, tmp_path):
+    width, height = latency.RESOLUTIONS[resolution]
     write_video(tmp_path / 'video.mp4', latency.clip(3, width, height), preset='ultrafast')
     source = open_source(str(tmp_path / 'video.mp4'))
     frames = list(source)
@@ -98,8 +128,9 @@ def test_the_clip_has_the_size_and_the_whole_width(size, tmp_path):
 def test_the_nodes_are_timed_frame_by_frame(tmp_path, monkeypatch):
     monkeypatch.setenv('ROS_DOMAIN_ID', str(next_domain()))
     video = tmp_path / 'video.mp4'
-    write_video(video, latency.clip(FRAMES, *latency.SIZES['640x480']), preset='ultrafast')
-    times, arrived, inside = latency.listen(video, 'free', Namespace(engine='geometric', checkpoints=''))
+    write_video(video, latency.clip(FRAMES, *latency.RESOLUTIONS['640x480']), preset='ultrafast')
+    times, arrived, inside, about = latency.listen(video, 'free', asked('--engine', 'geometric'))
+    assert about == 'geometric'
     assert len(times['hand on']) == len(times['select']) == len(times['convert']) == FRAMES
     assert inside['tracking'] > 0
     assert len(times['engine']) >= 0.9 * FRAMES  # but for blurred ones all: nothing is dropped here
@@ -112,5 +143,37 @@ def test_the_nodes_are_timed_frame_by_frame(tmp_path, monkeypatch):
     assert result['poses'] == len(arrived)
     stages = set(latency.STAGES) - {'start late'}  # at no pace of its own the video may run ahead
     assert all(result['milliseconds'][stage][0] > 0 for stage in stages)
-    speed = latency.speed(times, arrived)
-    assert 0 < speed['fps'] < speed['engine_fps']
+    assert sum(start >= 0 for start, _ in times['alone'].values()) == len(times['engine'])
+    assert 0 < latency.speed(times)['fps']
+
+
+def test_networks_before_a_wall_are_tracked(wall):
+    """All of their work is done, and of the wall they tell, a little rough, poses and keyframes come."""
+    with FlopCounterMode(display=False) as counter:
+        networks = wall.before_a_wall(TINY, side=SIDE)
+        engine = Slam3rEngine(networks=networks, stride=1, side=SIDE)
+        outputs = [engine.process(Frame(i, i, image)) for i, image in enumerate(latency.clip(12, 320, 240))]
+    assert counter.get_total_flops() > 12 * 1e6
+    assert engine.state == State.TRACKING and all(output.pose for output in outputs[9:])
+    places = np.array([pose.T_map_camera[:3, 3] for pose in engine.trajectory()])
+    assert len(places) == 12 and 0 < np.abs(places).max() < 0.05  # of the wall's distance, where the camera stands
+    depths = [keyframe.pointmap[..., 2] for output in outputs for keyframe in output.keyframes]
+    assert len(depths) > 8 and all(np.isfinite(depth).mean() > 0.9 for depth in depths)
+
+
+def test_the_nodes_get_such_networks(wall, tmp_path, monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(next_domain()))
+    video = tmp_path / 'video.mp4'
+    write_video(video, latency.clip(20, 320, 240), preset='ultrafast')
+    content = latency.run_once(str(video), 'free', asked('--engine', 'slam3r', '--size', 'small'))
+    assert content['about'] == 'slam3r, small networks of random weights'
+    stages = {stage: len(spans) for stage, spans in content['times'].items()}
+    assert stages['engine'] == stages['alone'] >= 19
+
+
+def test_weights_that_are_there_are_taken(wall, monkeypatch):
+    made = lambda *words: latency.engine_options(asked('--engine', 'slam3r', *words))
+    monkeypatch.setattr(latency, 'available', lambda: False)
+    assert 'networks' in made()[1] and 'networks' not in made('--checkpoints', 'folder')[1]
+    monkeypatch.setattr(latency, 'available', lambda: True)
+    assert 'networks' not in made()[1] and 'networks' in made('--size', 'full')[1]

@@ -4,8 +4,10 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
+from slam3r_ros.mapping import pointmap_pose
 from slam3r_ros.mapping.frames import rigid, transform
 from slam3r_ros.mapping.pointmap_pose import PoseError, estimate_focal, estimate_pose, median_focal, pixel_grid
 from slam3r_ros.values import Intrinsics
@@ -129,3 +131,30 @@ def test_the_focal_length_is_weighed(local):
     stretched = np.where(left[..., None], local * (1, 1, 2), local)
     assert estimate_focal(stretched, (MIDDLE, MIDDLE), np.where(left, 0.0, 1.0)) == pytest.approx(FOCAL, rel=1e-6)
     assert estimate_focal(stretched, (MIDDLE, MIDDLE)) != pytest.approx(FOCAL, rel=0.01)
+
+
+def test_a_clear_pose_draws_nothing(local, world, random, monkeypatch):
+    """Drawing takes tens of milliseconds, and each frame would."""
+    for name in ('_solve_pnp', '_register'):
+        monkeypatch.setattr(pointmap_pose, name, None)
+    wrong = random.random((SIDE, SIDE)) < 0.2
+    noise = 1 + 0.003 * random.normal(size=world.shape)
+    found = estimate_pose(spoilt(world, wrong, random) * noise, SURE, CAMERA, 3 * local)
+    assert max(errors(found)) < 0.05 and found.inliers > 0.75
+
+
+def test_the_refined_pose_is_where_the_cost_is_least(local, world, random):
+    """Huber's cost of the residuals, each pixel's column and row apart, beside what a general solver finds."""
+    moved = world + 0.01 * random.normal(size=world.shape)
+    found = estimate_pose(moved, SURE, CAMERA, local)
+    points, pixels = moved.reshape(-1, 3)[::2], pixel_grid(SIDE, SIDE).reshape(-1, 2)[::2]
+    guess = np.linalg.inv(found.T_world_camera)
+
+    def residuals(step):
+        T = rigid(Rotation.from_rotvec(step[:3]).as_matrix(), step[3:]) @ guess
+        seen = transform(T, points)
+        return (FOCAL * seen[:, :2] / seen[:, 2:] + MIDDLE - pixels).ravel()
+
+    assert np.abs(residuals(np.zeros(6))).max() < 6  # so all of them count
+    best = least_squares(residuals, np.zeros(6), loss='huber', xtol=1e-12, ftol=1e-12, gtol=1e-12)
+    assert np.abs(best.x).max() < 1e-5

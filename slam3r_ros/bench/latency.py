@@ -3,10 +3,12 @@
 """`slam3r bench latency`: from the camera to the pose on TF, through the real nodes, and where the time goes.
 
 The bundled clip, as it is and enlarged, is played as H.264: at its own pace, frames dropped rather than late, for the
-latency; then as fast as the nodes go for the frames a second.  The nodes run in a process of their own, and this one
-listens to /tf.  A file's picture is decoded before its time has come, a camera's only then: so the latency counts from
-that time, and decoding is added.  The stages are the calls of a few functions, timed from outside; frames are told by
-their stamps, and both processes read one monotonic clock.
+latency; then as fast as the nodes go for the frames a second, and once more through the engine alone.  The nodes run in
+a process of their own, and this one listens to /tf.  A file's picture is decoded before its time has come, a camera's
+only then: so the latency counts from that time, and decoding is added.  The stages are the calls of a few functions,
+timed from outside; frames are told by their stamps, and both processes read one monotonic clock.
+
+Where SLAM3R's weights are not at hand, its networks have random ones and see a known wall, see `wall`.
 """
 
 import argparse
@@ -20,9 +22,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from itertools import chain, islice
+from functools import partial
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import cv2
@@ -35,9 +38,13 @@ from rclpy.publisher import Publisher
 from tf2_msgs.msg import TFMessage
 
 from slam3r_ros.bench.mesher import Figure
+from slam3r_ros.engines import create_engine
+from slam3r_ros.engines.protocol import Engine
+from slam3r_ros.engines.slam3r.weights import available
 from slam3r_ros.graph import bundled_clip, isolate, run_graph
 from slam3r_ros.mapping.selection import FrameSelector
 from slam3r_ros.msg import SlamStatus
+from slam3r_ros.nodes import slam3r as slam3r_node
 from slam3r_ros.transport.stamps import from_stamp
 from slam3r_ros.transport.tuning import tuning
 from slam3r_ros.video import file as video_file
@@ -45,22 +52,39 @@ from slam3r_ros.video.decoder import Decoder
 from slam3r_ros.video.source import open_source
 from slam3r_ros.video.synthetic import FPS, write_video
 
-SIZES = {'640x480': (640, 480), '1920x1080': (1920, 1080)}
+RESOLUTIONS = {'640x480': (640, 480), '1920x1080': (1920, 1080)}
 STAGES = (
     'decode', 'convert', 'start late', 'wait for selector', 'select', 'wait for engine', 'engine', 'make message',
     'DDS',
 )  # fmt: skip
 MAX_LATENCY = 100.0  # milliseconds, of 95 in 100 poses
-MIN_SHARE = 0.9  # of the frames a second that the networks alone would do, on a GPU
+MIN_SHARE = 0.9  # of the frames a second that the engine does alone
+READY = 0.25  # of the frames, after which everything is compiled, recorded and in the caches: rates count from there
 
 Times = dict[str, dict[int, tuple[int, int]]]  # by stage, then by stamp: when it began and ended, monotonic nanoseconds
+
+
+class Run(NamedTuple):
+    """What was heard of the nodes."""
+
+    times: Times
+    arrived: dict[int, int]  # by stamp, when its pose came here
+    inside: dict[str, float]  # milliseconds of the engine's own stages, from `status`
+    about: str  # the engine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument('--engine', default='geometric', choices=('geometric', 'slam3r'), help='(default: geometric)')
     parser.add_argument('--checkpoints', default='', metavar='FOLDER', help='of the weights of slam3r')
-    parser.add_argument('--sizes', nargs='+', default=[*SIZES], choices=SIZES, help='of the video (default: both)')
+    parser.add_argument('--size', choices=('small', 'full'), help='of random networks; they run without weights, too '
+                        '(default: full on a GPU, small on a CPU)')  # fmt: skip
+    parser.add_argument('--device', default='auto', choices=('auto', 'cpu', 'cuda'), help='of slam3r (default: auto)')
+    parser.add_argument('--precision', default='auto', help='of slam3r (default: auto)')
+    parser.add_argument('--resolutions', nargs='+', default=[*RESOLUTIONS], choices=RESOLUTIONS,
+                        help='of the video (default: both)')  # fmt: skip
+    parser.add_argument('--stride', type=int, default=0, help='advised frames between keyframes; a small one lets slam3r '
+                        'begin early in a short clip (default: as the motion asks)')  # fmt: skip
     parser.add_argument('--frames', type=int, default=300, help='of the bundled clip (default: 300, all)')
     parser.add_argument('--json', type=Path, help='file to write the figures to')
     parser.add_argument('--once', nargs=2, metavar=('VIDEO', 'PACE'), help=argparse.SUPPRESS)
@@ -70,24 +94,23 @@ def main(arguments: argparse.Namespace) -> int:
     """Measure, print the table and the limits; return 1 where one is missed."""
     isolate()
     if arguments.once:
-        print(json.dumps(run_once(*arguments.once, arguments.engine, arguments.checkpoints)))
+        print(json.dumps(run_once(*arguments.once, arguments)))
         return 0
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for size in arguments.sizes:
-            video = Path(folder, f'{size}.mp4')
-            write_video(video, clip(arguments.frames, *SIZES[size]), preset='veryfast')
-            times, arrived, inside = listen(video, 'paced', arguments)
-            results[size] = sum_up(times, arrived) | {'engine': inside}
-            times, arrived, _ = listen(video, 'free', arguments)
-            results[size] |= speed(times, arrived)
+        for resolution in arguments.resolutions:
+            video = Path(folder, f'{resolution}.mp4')
+            write_video(video, clip(arguments.frames, *RESOLUTIONS[resolution]), preset='veryfast')
+            run = listen(video, 'paced', arguments)
+            results[resolution] = sum_up(run.times, run.arrived) | {'engine': run.inside, 'about': run.about}
+            results[resolution] |= speed(listen(video, 'free', arguments).times)
     print(format_table(results))
     figures = judge(results, arguments.engine)
     for figure in figures:
         print(figure)
     if arguments.json:
         rows = [figure._asdict() | {'missed': figure.missed} for figure in figures]
-        arguments.json.write_text(json.dumps({'sizes': results, 'figures': rows}, indent=2) + '\n')
+        arguments.json.write_text(json.dumps({'resolutions': results, 'figures': rows}, indent=2) + '\n')
     return int(any(figure.missed for figure in figures))
 
 
@@ -100,25 +123,60 @@ def clip(frames: int, width: int, height: int) -> Iterator[np.ndarray]:
             yield cv2.resize(frame.image[top : top + rows], (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def run_once(video: str, pace: str, engine: str, checkpoints: str) -> dict[str, Any]:
-    """Run the nodes in this process; return when each stage began and ended."""
+def run_once(video: str, pace: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the nodes in this process, at full speed the engine alone after them; return when each stage began and ended."""
     paced = pace == 'paced'
+    about, options = engine_options(arguments)
     parameters = {
         'video_decoder': {'input': video, 'realtime': paced},
-        'slam3r': {'engine': engine, 'checkpoints_dir': checkpoints, 'lossless': not paced},
-    }
-    with timed(engine) as times:
+        'keyframe_selector': {'keyframe_stride': arguments.stride},
+        'slam3r': {
+            'engine': arguments.engine, 'checkpoints_dir': arguments.checkpoints, 'precision': arguments.precision,
+            'lossless': not paced,
+        },
+    }  # fmt: skip
+    for_node = patch.object(slam3r_node, 'create_engine', partial(create_engine, **options))
+    with for_node, timed(arguments.engine) as times:
         run_graph(parameters)
-    return {stage: list(each.items()) for stage, each in times.items()}
+    if not paced:
+        engine = create_engine(arguments.engine, arguments.checkpoints, precision=arguments.precision, **options)
+        times['alone'] = run_alone(video, FrameSelector(arguments.stride), engine)
+    return {'about': about, 'times': {stage: list(each.items()) for stage, each in times.items()}}
+
+
+def engine_options(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return what there is to say of the engine, and what it is made with beside the node's parameters."""
+    if arguments.engine != 'slam3r':
+        return arguments.engine, {}
+    if not arguments.size and (arguments.checkpoints or available()):
+        return 'slam3r, its own weights', {'device': arguments.device}
+    from slam3r_ros.bench.wall import random_networks
+
+    size, networks = random_networks(arguments.device, arguments.precision, arguments.size)
+    return f'slam3r, {size} networks of random weights', {'device': arguments.device, 'networks': networks}
+
+
+def run_alone(video: str, selector: FrameSelector, engine: Engine) -> dict[int, tuple[int, int]]:
+    """Run an engine on the frames that a selector lets pass, one at a time; return when each began and ended."""
+    times = {}
+    with closing(open_source(video)) as source, closing(engine):
+        frames = filter(None, map(selector.select, source))
+        for frame, following in pairwise(chain(frames, [None])):
+            start = time.monotonic_ns()
+            if following is not None:
+                engine.foresee(following)
+            engine.process(frame)
+            times[frame.stamp] = start, time.monotonic_ns()
+    return times
 
 
 @contextmanager
 def timed(engine: str) -> Iterator[Times]:
     """Note when the functions that make up the stages are called; pictures are known by number, frames by stamp."""
     if engine == 'slam3r':
-        from slam3r_ros.engines.slam3r.engine import Slam3rEngine as Engine
+        from slam3r_ros.engines.slam3r.engine import Slam3rEngine as engine_class
     else:
-        from slam3r_ros.engines.geometric.engine import GeometricEngine as Engine
+        from slam3r_ros.engines.geometric.engine import GeometricEngine as engine_class
     from slam3r_ros.transport.ends import Publisher as BusPublisher
 
     times: Times = defaultdict(dict)
@@ -152,19 +210,16 @@ def timed(engine: str) -> Iterator[Times]:
             (video_file, 'picture', 'convert', None),
             (BusPublisher, 'publish', 'hand on', key_of_bus),
             (FrameSelector, 'select', 'select', key_of_frame),
-            (Engine, 'process', 'engine', key_of_frame),
+            (engine_class, 'foresee', 'foresee', key_of_frame),
+            (engine_class, 'process', 'engine', key_of_frame),
             (Publisher, 'publish', 'publish', key_of_tf),
         ):
             stack.enter_context(wrap(*each))
         yield times
 
 
-def listen(video: Path, pace: str, arguments: argparse.Namespace) -> tuple[Times, dict[int, int], dict[str, float]]:
-    """Run the nodes in a process of their own.
-
-    Returns:
-        Its times; when poses arrived here, by stamp; and the milliseconds of the engine's own stages, from `status`.
-    """
+def listen(video: Path, pace: str, arguments: argparse.Namespace) -> Run:
+    """Run the nodes in a process of their own."""
     arrived: dict[int, int] = {}
     inside: dict[str, float] = {}
     context = Context()
@@ -189,7 +244,9 @@ def listen(video: Path, pace: str, arguments: argparse.Namespace) -> tuple[Times
     thread = threading.Thread(target=spin, daemon=True)
     thread.start()
     command = [sys.executable, '-m', 'slam3r_ros.cli', 'bench', 'latency', '--once', str(video), pace]
-    command += ['--engine', arguments.engine, '--checkpoints', arguments.checkpoints]
+    for name in ('engine', 'checkpoints', 'size', 'device', 'precision', 'stride'):
+        if value := getattr(arguments, name):
+            command += [f'--{name}', str(value)]
     try:
         environment = os.environ | tuning(os.environ)
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -198,8 +255,8 @@ def listen(video: Path, pace: str, arguments: argparse.Namespace) -> tuple[Times
         thread.join(5)
         node.destroy_node()
     content = json.loads(done.stdout.splitlines()[-1])
-    times = {stage: {key: tuple(span) for key, span in each} for stage, each in content.items()}
-    return times, arrived, inside
+    times = {stage: {key: tuple(span) for key, span in each} for stage, each in content['times'].items()}
+    return Run(times, arrived, inside, content['about'])
 
 
 def sum_up(times: Times, arrived: dict[int, int]) -> dict[str, Any]:
@@ -216,37 +273,55 @@ def sum_up(times: Times, arrived: dict[int, int]) -> dict[str, Any]:
         spans = (times[stage][stamp] for stage in ('select', 'engine'))
         points = [due, times['hand on'][stamp][0], *chain(*spans), times['publish'][stamp][0], arrived[stamp]]
         frames.append([*decoding, *np.diff(points)])
-    if not frames:
-        raise SystemExit('not one pose came: the clip is too short, or this machine too busy')
+    poses = len(frames)
+    if not poses:
+        print('not one pose came in time: the clip is too short, or this machine too slow or too busy', file=sys.stderr)
+        frames = [[np.nan] * len(STAGES)]
     rows = dict(zip(STAGES, np.array(frames).T / 1e6, strict=True))
     rows['camera to TF'] = sum(rows.values())
     spread = {name: [float(np.quantile(row, q)) for q in (0.5, 0.95)] for name, row in rows.items()}
-    return {'milliseconds': spread, 'frames': len(stamps), 'poses': len(frames)}
+    return {'milliseconds': spread, 'frames': len(stamps), 'poses': poses}
 
 
-def speed(times: Times, arrived: dict[int, int]) -> dict[str, float]:
-    """Return the frames a second, from the first one decoded to the last pose here, and those of the engine alone."""
-    seconds = (max(arrived.values()) - min(start for start, _ in times['hand on'].values())) / 1e9
-    busy = sum(end - start for start, end in times['engine'].values()) / 1e9
-    return {'fps': len(times['hand on']) / seconds, 'engine_fps': len(times['engine']) / busy}
+def speed(times: Times) -> dict[str, float]:
+    """Return the frames a second through the nodes and through the engine alone, and what becomes of the engine there.
+
+    Returns:
+        `fps` and `engine_fps`; their ratio is that of `busy`, the share of the time that the engine is at work among the
+        nodes, to `slower`, how many times as long as alone it takes there for a frame.
+    """
+    ends = sorted(end for _, end in times['engine'].values())
+    first = int(READY * len(ends))
+    seconds = (ends[-1] - ends[first]) / 1e9
+    spans = [*times['engine'].values(), *times.get('foresee', {}).values()]
+    work = sum(end - start for start, end in spans if end > ends[first]) / 1e9
+    alone = [(end - start) / 1e9 for start, end in sorted(times['alone'].values())][int(READY * len(times['alone'])) :]
+    frames = len(ends) - 1 - first
+    return {
+        'fps': frames / seconds,
+        'engine_fps': len(alone) / sum(alone),
+        'busy': work / seconds,
+        'slower': work / frames * len(alone) / sum(alone),
+    }
 
 
 def judge(results: dict[str, dict], engine: str) -> list[Figure]:
     """Return the limits: of the latency, and for networks of what the nodes around them leave of their speed."""
     figures = []
-    for size, result in results.items():
-        p95 = result['milliseconds']['camera to TF'][1]
-        figures.append(Figure(f'{size}: camera to TF, 95 of 100', p95, 'ms', MAX_LATENCY))
+    for resolution, result in results.items():
+        p95 = result['milliseconds']['camera to TF'][1] if result['poses'] else np.inf
+        figures.append(Figure(f'{resolution}: camera to TF, 95 of 100', p95, 'ms', MAX_LATENCY))
         if engine == 'slam3r':
             share = result['fps'] / result['engine_fps']
-            name = f'{size}: frames a second, to those of the engine'
+            name = f'{resolution}: frames a second, to those of the engine alone'
             figures.append(Figure(name, share, '', MIN_SHARE, at_least=True))
     return figures
 
 
 def format_table(results: dict[str, dict]) -> str:
     """Return what the command prints."""
-    lines = [f'{"median, p95 in ms":<20}' + ''.join(f'{size:>22}' for size in results)]
+    lines = [next(iter(results.values()))['about']]
+    lines.append(f'{"median, p95 in ms":<20}' + ''.join(f'{resolution:>22}' for resolution in results))
     for stage in (*STAGES, 'camera to TF'):
         cells = [result['milliseconds'][stage] for result in results.values()]
         lines.append(f'{stage:<20}' + ''.join(f'{median:>14.2f}{p95:>8.2f}' for median, p95 in cells))
@@ -254,6 +329,7 @@ def format_table(results: dict[str, dict]) -> str:
         cells = [result['engine'].get(stage, np.nan) for result in results.values()]
         lines.append(f'{"engine: " + stage:<20}' + ''.join(f'{median:>14.2f}{"":>8}' for median in cells).rstrip())
     lines.append(f'{"frames, poses":<20}' + ''.join(f'{r["frames"]:>14}{r["poses"]:>8}' for r in results.values()))
-    rates = (f'{result["fps"]:>14.1f}{result["engine_fps"]:>8.1f}' for result in results.values())
-    lines.append(f'{"FPS; engine alone":<20}' + ''.join(rates))
+    for line, names in {'FPS; engine alone': ('fps', 'engine_fps'), 'engine busy; slower': ('busy', 'slower')}.items():
+        cells = ([result[name] for name in names] for result in results.values())
+        lines.append(f'{line:<20}' + ''.join(f'{one:>14.2f}{other:>8.2f}' for one, other in cells))
     return '\n'.join(lines)

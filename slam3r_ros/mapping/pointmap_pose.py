@@ -6,16 +6,18 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy.optimize import least_squares
 
 from slam3r_ros.mapping.frames import invert, rigid, transform
-from slam3r_ros.mapping.registration import RegistrationError, similarity_ransac
+from slam3r_ros.mapping.registration import RegistrationError, similarity, similarity_ransac
 from slam3r_ros.values import Intrinsics
 
 MAX_POINTS = 4000  # of a map that enter a pose
 MIN_POINTS = 30
 REPROJECTION = 3.0  # pixels, largest error of an inlier
 REGISTRATION = 0.05  # of the median distance, largest error of an inlier of the cross-check
+CLEAR = 0.6  # share of inliers that leaves no doubt about a pose
+_FEW, _SOME = 300, 1000  # points that are enough for a quick guess, and to come near from there
+_STEPS, _STILL = 20, 1e-8  # of a refinement at most; what the last one gains, of the cost
 
 
 class PoseError(ValueError):
@@ -91,7 +93,7 @@ def estimate_pose(
     """Find the camera that saw a pointmap: PnP with RANSAC, then a refinement weighted by confidence.
 
     With a local map, the 7-dof registration of local to world is the cross-check: whichever camera explains the
-    pixels better is refined.
+    pixels better is refined.  Mostly a quick registration leads to a pose that leaves no doubt, and nothing is drawn.
 
     Args:
         world: (H, W, 3) in the world.
@@ -102,23 +104,35 @@ def estimate_pose(
     Raises:
         PoseError: too few points, or no camera explains them.
     """
-    pixels = pixel_grid(*confidence.shape)
-    usable = (confidence > 0) & np.isfinite(world).all(axis=-1)
+    usable = (confidence > 0) & _finite(world)
     if local is not None:
-        usable &= np.isfinite(local).all(axis=-1)
+        usable &= _finite(local)
     places = np.flatnonzero(usable)
     if len(places) < MIN_POINTS:
         raise PoseError(f'a pose takes {MIN_POINTS} points, the map has {len(places)}')
     # The more confident half, evenly thinned.
     values = confidence.ravel()[places]
-    places = places[values >= np.median(values)]
-    places = places[:: -(-len(places) // MAX_POINTS)]
-    points, pixels = world.reshape(-1, 3)[places].astype(float), pixels.reshape(-1, 2)[places]
-    weights = confidence.ravel()[places]
+    places = places[values >= np.partition(values, len(values) // 2)[len(values) // 2]]
+    places = places[_thin(places, MAX_POINTS)]
+    points = world.reshape(-1, 3)[places].astype(float)
+    pixels = np.stack(np.divmod(places, confidence.shape[1])[::-1], axis=-1).astype(float)
+    weights = confidence.ravel()[places].astype(float)
 
-    guesses = [_solve_pnp(points, pixels, camera)]
+    def judged(T_camera_world: np.ndarray) -> CameraPose:
+        errors = _errors(T_camera_world, points, pixels, camera)
+        return CameraPose(invert(T_camera_world), float((errors <= REPROJECTION).mean()), float(np.median(errors)))
+
+    guesses = []
     if local is not None:
-        guesses.append(_register(local.reshape(-1, 3)[places], points))
+        seen = local.reshape(-1, 3)[places].astype(float)
+        if (quick := _register_most(seen, points)) is not None:
+            some = _thin(points, _SOME)  # to come near
+            quick = _refine(quick, points[some], pixels[some], weights[some], camera)
+            quick = _refine(quick, points, pixels, weights, camera)
+            if (found := judged(quick)).inliers >= CLEAR:
+                return found
+        guesses.append(_register(seen, points))
+    guesses.append(_solve_pnp(points, pixels, camera))
     guesses = [guess for guess in guesses if guess is not None]
     if not guesses:
         raise PoseError('no camera explains the pointmap')
@@ -128,9 +142,17 @@ def estimate_pose(
         return np.average(np.square(errors), weights=weights)
 
     best = min(guesses, key=cost)
-    best = min(best, _refine(best, points, pixels, weights, camera), key=cost)
-    errors = _errors(best, points, pixels, camera)
-    return CameraPose(invert(best), float((errors <= REPROJECTION).mean()), float(np.median(errors)))
+    return judged(min(best, _refine(best, points, pixels, weights, camera), key=cost))
+
+
+def _thin(values: np.ndarray, most: int) -> slice:
+    """Return what takes at most so many of the values, evenly."""
+    return slice(None, None, -(-len(values) // most))
+
+
+def _finite(points: np.ndarray) -> np.ndarray:
+    """Return which points (..., 3) are finite, (...) bool."""
+    return np.isfinite(points[..., 0] + points[..., 1] + points[..., 2])
 
 
 def _solve_pnp(points: np.ndarray, pixels: np.ndarray, camera: Intrinsics) -> np.ndarray | None:
@@ -155,6 +177,20 @@ def _register(local: np.ndarray, world: np.ndarray) -> np.ndarray | None:
     return invert(rigid(found.rotation, found.translation))
 
 
+def _register_most(local: np.ndarray, world: np.ndarray) -> np.ndarray | None:
+    """Return T_camera_world, (4, 4), by the better half of the points: trimmed squares (Rousseeuw and Leroy 1987)."""
+    local, world = (points[_thin(points, _FEW)] for points in (local, world))
+    kept = np.ones(len(local), bool)
+    try:
+        for _ in range(4):
+            found = similarity(local[kept], world[kept])
+            distances = np.square(found.apply(local) - world).sum(axis=1)
+            kept = distances <= np.median(distances)
+    except RegistrationError:
+        return None
+    return invert(rigid(found.rotation, found.translation))
+
+
 def _project(T_camera_world: np.ndarray, points: np.ndarray, camera: Intrinsics) -> np.ndarray:
     seen = transform(T_camera_world, points)
     depth = np.where(seen[:, 2] > 1e-9, seen[:, 2], 1e-9)  # behind the camera: far off the image
@@ -168,16 +204,42 @@ def _errors(T_camera_world: np.ndarray, points: np.ndarray, pixels: np.ndarray, 
 def _refine(
     T_camera_world: np.ndarray, points: np.ndarray, pixels: np.ndarray, weights: np.ndarray, camera: Intrinsics
 ) -> np.ndarray:
-    """Lower the weighted reprojection error of the inliers."""
+    """Lower the weighted reprojection error of the inliers, as Huber (1964) counts it: Gauss-Newton, reweighted."""
     near = _errors(T_camera_world, points, pixels, camera) <= 2 * REPROJECTION
     if near.sum() < MIN_POINTS:
         return T_camera_world
-    points, pixels, roots = points[near], pixels[near], np.sqrt(weights[near] / weights[near].mean())[:, None]
+    points, pixels = np.ascontiguousarray(points[near].T), pixels[near].T  # (3, N), (2, N)
+    roots = np.sqrt(weights[near] / weights[near].mean())
+    (fx, fy), middle = (camera.fx, camera.fy), np.array([[camera.cx], [camera.cy]])
 
-    def moved(step: np.ndarray) -> np.ndarray:
-        return rigid(cv2.Rodrigues(step[:3])[0], step[3:]) @ T_camera_world
+    def look(T: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the cost, residuals (2, N), their sizes (2, N), 1 at least, and the points in the camera (3, N)."""
+        seen = T[:3, :3] @ points + T[:3, 3:]
+        seen[2] = np.maximum(seen[2], 1e-9)  # behind the camera: far off the image
+        errors = roots * (((fx,), (fy,)) * seen[:2] / seen[2] + middle - pixels)
+        sizes = np.maximum(np.abs(errors), 1)
+        return float((np.square(errors) / sizes + sizes).sum()), errors, sizes, seen
 
-    def residuals(step: np.ndarray) -> np.ndarray:
-        return (roots * (_project(moved(step), points, camera) - pixels)).ravel()
-
-    return moved(least_squares(residuals, np.zeros(6), loss='huber', f_scale=1.0, max_nfev=20).x)
+    T, (cost, errors, sizes, seen) = T_camera_world, look(T_camera_world)
+    slopes = np.zeros((6, 2, len(roots)))  # of the residuals, with a turn and a shift of the camera
+    for _ in range(_STEPS):
+        z = 1 / seen[2]
+        x, y, sure = seen[0] * z, seen[1] * z, 1 / np.sqrt(sizes)
+        along, down = fx * roots * sure[0], fy * roots * sure[1]
+        slopes[1, 0], slopes[2, 0], slopes[3, 0] = along * (1 + x * x), -along * y, along * z
+        slopes[0, 1], slopes[2, 1], slopes[4, 1] = -down * (1 + y * y), down * x, down * z
+        slopes[0, 0], slopes[5, 0] = slopes[2, 0] * x, -slopes[3, 0] * x
+        slopes[1, 1], slopes[5, 1] = slopes[2, 1] * y, -slopes[4, 1] * y
+        rows = slopes.reshape(6, -1)
+        try:
+            step = np.linalg.solve(rows @ rows.T, -rows @ (errors * sure).ravel())
+        except np.linalg.LinAlgError:  # the points leave the camera open
+            break
+        moved = rigid(cv2.Rodrigues(step[:3])[0], step[3:]) @ T
+        before, (cost, errors, sizes, seen) = cost, look(moved)
+        if not cost < before:
+            break
+        T = moved
+        if before - cost < _STILL * cost:
+            break
+    return T
