@@ -183,8 +183,9 @@ class Graph:
         client = self.node.create_client(service_type, service)
         try:
             deadline = time.monotonic() + SERVICE_SECONDS
-            while not client.wait_for_service(timeout_sec=0.2):
+            while not client.service_is_ready():  # `wait_for_service` looks four times a second
                 self.check()
+                time.sleep(0.01)
                 if time.monotonic() > deadline:
                     raise GraphError(f'{service} did not appear within {SERVICE_SECONDS:.0f} s')
             future = client.call_async(request)

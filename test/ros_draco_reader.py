@@ -4,8 +4,10 @@
 
 import json
 import sys
+from contextlib import suppress
 
 import rclpy
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
 from slam3r_ros import msg
@@ -24,7 +26,8 @@ def main(topic):
             print(json.dumps(seen), flush=True)
 
     node.create_subscription(msg.CompressedMesh, topic, take, 10)
-    rclpy.spin(node)
+    with suppress(ExternalShutdownException):
+        rclpy.spin(node)
 
 
 if __name__ == '__main__':

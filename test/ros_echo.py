@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that sends back every message of this package, and answers its services with what was asked."""
 
+from contextlib import suppress
+
 import rclpy
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
 from slam3r_ros import msg, srv
@@ -49,7 +52,8 @@ def main():
     for kind, answer in SERVICES.items():
         node.create_service(kind, f'echo/{kind.__name__}', answer)
     print('ready', flush=True)
-    rclpy.spin(node)
+    with suppress(ExternalShutdownException):
+        rclpy.spin(node)
 
 
 if __name__ == '__main__':

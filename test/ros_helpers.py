@@ -2,31 +2,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """A corner of the ROS graph for one test, on a domain of its own."""
 
-import itertools
 import os
 import sys
 import threading
 import time
+from socketserver import BaseServer
 
 os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 
 import pytest
 import rclpy
+from domains import next_domain
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.task import Future
 
+from slam3r_ros.nodes import pulse
 from slam3r_ros.transport.bus import close_node, stop_node
 from slam3r_ros.transport.executor import PoolExecutor
+from slam3r_ros.transport.worker import Worker
 
-_domains = itertools.count(os.getpid() * 7)
-
-
-def next_domain() -> int:
-    """Return a domain that the tests before did not use; those above 101 meet the ephemeral ports."""
-    return 1 + next(_domains) % 100
+PACE = 4
 
 
 def wait_until(condition, seconds=10.0):
@@ -35,6 +34,26 @@ def wait_until(condition, seconds=10.0):
     while not condition():
         assert time.monotonic() < deadline, 'waited in vain'
         time.sleep(0.005)
+
+
+def wait_for_match(writer, reader, *topics):
+    """Wait until a node's publishers and another's subscriptions know each other: from then on nothing is lost."""
+
+    def matched(topic):
+        written = [each.get_subscription_count() for each in writer.publishers if each.topic_name == topic]
+        read = [each.get_publisher_count() for each in reader.subscriptions if each.topic_name == topic]
+        return written and read and all(written + read)
+
+    wait_until(lambda: all(map(matched, topics)))
+
+
+def end(process):
+    """End another process of the graph in order: one killed amid a message may crash those it shares memory with."""
+    process.terminate()
+    try:
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
 
 
 class Ros:
@@ -47,12 +66,13 @@ class Ros:
         self.executor = PoolExecutor(8, context=self.context)
         self.nodes = []
         self._others = []
+        self._end = Future()
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
     def _spin(self):
         try:
-            self.executor.spin()
+            self.executor.spin_until_future_complete(self._end)
         except ExternalShutdownException:
             pass
 
@@ -71,7 +91,7 @@ class Ros:
     def call(self, node, service_type, name, request=None, seconds=20.0):
         client = node.create_client(service_type, name)
         try:
-            assert client.wait_for_service(seconds), f'{name} did not appear'
+            wait_until(client.service_is_ready, seconds)  # its own wait looks four times a second only
             future = client.call_async(request or service_type.Request())
             wait_until(future.done, seconds)
             return future.result()
@@ -87,9 +107,19 @@ class Ros:
             self.executor.remove_node(node)
             close_node(node)
             node.destroy_node()
+        self._end.set_result(None)
+        self._thread.join(5)  # first: the executor may not lose what it waits with while it spins
         self.executor.shutdown(5.0)
         self.context.try_shutdown()
-        self._thread.join(5)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Have nodes do `PACE` times as often what they do from time to time."""
+    every = Worker.every
+    monkeypatch.setattr(Worker, 'every', lambda self, seconds, callback: every(self, seconds / PACE, callback))
+    monkeypatch.setattr(pulse, 'PERIOD', pulse.PERIOD / PACE)
+    monkeypatch.setattr(BaseServer.serve_forever, '__defaults__', (0.02,))  # seconds until it sees that it shall end
 
 
 @pytest.fixture(name='ros')

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slam3r_ros.bench import accuracy, golden, inference, workload
 from slam3r_ros.bench.savings import Step, count_operations
 from slam3r_ros.cli import main
-from slam3r_ros.engines.slam3r.precision import available
+from slam3r_ros.engines.slam3r.precision import CastLinear, available
 from slam3r_ros.engines.slam3r.settings import Settings
 from slam3r_ros.mapping.frames import rigid, transform
 
@@ -130,11 +130,11 @@ def test_it_needs_neither_ros_nor_video_nor_compilers():
         'accuracy.on_vectors = lambda *_: ()\n'
         'main("bench inference --device cpu --repeats 1 --windows 5 --maps 10 --precisions float32".split())\n'
         'print(len(accuracy.video(14)))\n'
-        'main("bench accuracy --device cpu --frames 14 --precisions float32".split())\n'
+        'main("bench accuracy --device cpu --frames 14 --precisions float32 --as-on-gpu".split())\n'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert 'geometric: left out' in done.stdout and '14 frames, to float32' in done.stdout
+    assert 'geometric: left out' in done.stdout and "14 frames, float32's choices        float16 (GPU)" in done.stdout
 
 
 @pytest.mark.parametrize('degrees, shift', [(0.01, 0.0), (30.0, 0.2), (170.0, 1.0)])
@@ -153,20 +153,82 @@ def test_what_overflows_is_a_miss():
         found = points.clone()
         found[0, 0, 0] = broken
         row = accuracy.compare('golden a', 'float16', [(points, points), (found, points)])
-        assert row.worst == np.inf and accuracy.judge([row], 'float16')[0].missed
+        assert row.worst == np.inf and accuracy.judge([row], ['float16'])[0].missed
+
+
+def test_points_that_one_map_has_dropped_are_not_compared():
+    points = torch.from_numpy(golden.pointmap(0, 24, 32))
+    found, expected = points.clone(), points.clone()
+    found[0], expected[1] = 0, 0
+    row = accuracy.compare('a', 'float16', [(found, expected)])
+    assert max(row.worst, row.angle, row.shift) < 1e-6
+    assert accuracy.compare('a', 'float16', [(0 * points, points)]).worst == np.inf
+
+
+def frames(count):
+    return [np.random.default_rng(i // 4).integers(0, 256, (SIDE, SIDE, 3), np.uint8) for i in range(count)]
 
 
 def test_errors_grow_with_the_precision_lost():
-    images = [np.random.default_rng(i // 4).integers(0, 256, (SIDE, SIDE, 3), np.uint8) for i in range(9)]
-    chosen = [precision for precision in CPU if precision in ('float32', 'bfloat16')]
-    rows = list(accuracy.on_video('cpu', TINY, chosen, images, Settings(stride=1)))
-    exact, rough = (row.point for row in rows)
-    assert exact == 0 and 1e-5 < rough < 0.3
-    assert rows[1].worst >= rough and rows[1].angle > 0 and rows[1].shift > 0
+    rows = list(accuracy.on_video('cpu', TINY, ['float32', *accuracy.HALF], frames(9), Settings(stride=1)))
+    names = [(row.what, row.precision) for row in rows]
+    ways = '9 frames, on its own', "9 frames, float32's choices"
+    assert names == [(way, precision) for precision in accuracy.HALF for way in ways]
+    fine, rough = rows[:2], rows[2:]
+    for a, b in zip(fine, rough):
+        assert 1e-5 < a.point < b.point / 3 and b.point < 0.3
+        assert a.worst >= a.point and a.angle > 0 and a.shift > 0
+
+
+def test_the_choices_of_another_run_are_taken():
+    """Of other networks even, which would choose otherwise."""
+    settings = Settings(stride=1, buffer_size=6, scene_frames=3)
+    runs = []
+    for salt, leader in (('a', None), ('b', None), ('b', 0)):
+        networks = accuracy.make_networks(TINY, 'cpu', (salt, salt))
+        scene = accuracy.Witness(networks, None if leader is None else runs[leader][0].notes)
+        asked = []
+        scene.register = lambda new, known, plain=scene.register, asked=asked: (asked.append(known), plain(new, known))
+        accuracy.worlds(scene, frames(30), settings)
+        runs.append((scene, asked))
+    first, other, following = runs
+    assert first[1] == following[1] != other[1]
+    for number, view in first[0].views.items():
+        found = following[0].views[number]
+        assert torch.equal(found.confidence, view.confidence) and not torch.equal(found.world, view.world)
+
+
+@pytest.mark.parametrize('precision', accuracy.HALF)
+def test_a_layer_is_rounded_as_on_a_gpu(precision):
+    cast = CastLinear(torch.nn.Linear(64, 96), accuracy.HALF[precision])
+    tokens = torch.randn(5, 64)
+    expected, layer = cast(tokens), accuracy.RoundedLinear(cast)
+    found = layer(tokens)
+    assert found.dtype == expected.dtype == accuracy.HALF[precision] and layer.largest == float(found.abs().max())
+    difference = (found.float() - expected.float()).abs() / expected.float().abs()
+    assert difference.max() <= torch.finfo(found.dtype).eps  # of one step, where the order of the sum matters
+    networks = accuracy.made(accuracy.make_networks(TINY, 'cpu', ('a', 'b')), precision)
+    layers = [module for network in networks for module in network.modules()]
+    assert not any(isinstance(module, CastLinear) for module in layers)
+    assert any(isinstance(module, accuracy.RoundedLinear) for module in networks[0].enc_blocks.modules())
+
+
+@pytest.mark.parametrize('value', [60000.0, torch.nan])
+def test_a_layer_that_overflows_is_told(value):
+    linear = torch.nn.Linear(4, 4)
+    torch.nn.init.ones_(linear.weight)
+    layer = accuracy.RoundedLinear(CastLinear(linear, torch.float16))
+    layer(torch.full((1, 4), 100.0))
+    assert layer.largest == pytest.approx(400, abs=2)
+    layer(torch.full((1, 4), value))
+    assert layer.largest == np.inf
 
 
 def test_the_default_and_int8_are_held_to_the_limit_on_the_vectors():
-    cases = ('golden a', 'float16', 0.009), ('golden a', 'int8', 0.02), ('9 frames', 'float16', 0.5)
+    cases = [('golden a', 'float16', 0.009), ('golden a', 'int8', 0.02), ('9 frames', 'float16', 0.5)]
+    cases += [("9 frames, float32's choices", 'float16', 0.02), ("9 frames, float32's choices", 'int8', 0.02)]
     rows = [accuracy.Row(what, precision, 0.005, worst, 0.0, 0.0) for what, precision, worst in cases]
-    missed = {figure.name: figure.missed for figure in accuracy.judge(rows, 'float16')}
-    assert missed == {'float16: golden a': False, 'int8: golden a': True}
+    missed = {figure.name: figure.missed for figure in accuracy.judge(rows, ['float16'])}
+    assert missed == {
+        'float16: golden a': False, 'int8: golden a': True, "float16: 9 frames, float32's choices": True,
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`slam3r bench latency`: its sums by made-up times, the real nodes on a short clip, and networks before a wall."""
 
+import io
 import json
 from argparse import ArgumentParser
 
@@ -165,6 +166,7 @@ def test_the_nodes_get_such_networks(wall, tmp_path, monkeypatch):
     monkeypatch.setenv('ROS_DOMAIN_ID', str(next_domain()))
     video = tmp_path / 'video.mp4'
     write_video(video, latency.clip(20, 320, 240), preset='ultrafast')
+    monkeypatch.setattr('sys.stdin', io.StringIO('go\n'))
     content = latency.run_once(str(video), 'free', asked('--engine', 'slam3r', '--size', 'small'))
     assert content['about'] == 'slam3r, small networks of random weights'
     stages = {stage: len(spans) for stage, spans in content['times'].items()}

@@ -21,6 +21,7 @@ from slam3r_ros.bench.savings import Step
 from slam3r_ros.cli import main
 from slam3r_ros.engines.slam3r import precision as precision_module
 from slam3r_ros.engines.slam3r import scene as scene_module
+from slam3r_ros.engines.slam3r.cuda_graphs import streams_of
 from slam3r_ros.engines.slam3r.layers import attend
 from slam3r_ros.engines.slam3r.networks import Local2World
 from slam3r_ros.engines.slam3r.precision import convert
@@ -132,7 +133,10 @@ def test_the_command_tells_all(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize('precision', ['float16', 'float32'])
 def test_a_gpu_takes_what_was_counted(precision):
     expected = counted(workload.SIZES['small'], precision)
-    torch.ones(8, 8, device='cuda') @ torch.ones(8, 8, device='cuda')  # cuBLAS takes its own
+    for stream in (torch.cuda.current_stream(), *streams_of(torch.device('cuda', 0))):
+        with torch.cuda.stream(stream):
+            torch.ones(8, 8, device='cuda') @ torch.ones(8, 8, device='cuda')  # cuBLAS takes its own
+    torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     walk = walked(workload.SIZES['small'], 224, 'cuda', precision)
     torch.cuda.reset_peak_memory_stats()

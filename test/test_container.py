@@ -254,13 +254,13 @@ def test_nothing_is_left_of_what_was_unloaded(container, plugin, quick_collectio
         container.unload(container.load(plugin))
     gc.freeze()
     descriptors, objects = left()
-    for _ in range(100):
+    for _ in range(60):
         container.unload(container.load(plugin))
     assert Managed.alive == 0
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith('/')]
     now = left()
     assert now[0] <= descriptors
-    assert now[1] < objects + 100  # not one object a cycle
+    assert now[1] < objects + 60  # not one object a cycle
 
 
 def test_every_component_of_the_package_resolves():

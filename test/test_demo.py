@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -20,13 +21,15 @@ pytest.importorskip('mcap', reason='mcap is not installed: it is only for tests'
 
 from evo.tools import file_interface
 from mcap.reader import make_reader
+from ros_helpers import ros_fixture, wait_until  # noqa: F401
 
+from slam3r_ros import msg
+from slam3r_ros.cli import main
 from slam3r_ros.demo import FILES
+from slam3r_ros.graph import isolate
 
 CLIP = Path(__file__).parent / 'data' / 'room' / 'video.mp4'
 TOPICS = ('/tf', '/tf_static', '/odometry', '/path', '/map_cloud', '/mesh', '/mesh_markers', '/status')
-ENVIRONMENT = {'AMENT_PREFIX_PATH': sys.prefix} | os.environ
-ENVIRONMENT.pop('ROS_DOMAIN_ID', None)  # the demo takes one of its own
 
 
 def marked(path, mark):
@@ -36,11 +39,16 @@ def marked(path, mark):
         return False
 
 
-def demo(*arguments, mark=''):
+def demo(*arguments, **environment):
     command = [sys.executable, '-m', 'slam3r_ros.cli', 'demo', *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | {'TEST_MARK': str(mark)}
-    )
+    environment = {'AMENT_PREFIX_PATH': sys.prefix} | os.environ | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_engine(process):
+    """Wait until the container has loaded the engine, which is in the middle of the start."""
+    while '[slam3r]: engine' not in (line := process.stderr.readline()):
+        assert line, 'the engine never came up'
 
 
 def write_video(path, images, codec='mpeg4'):
@@ -90,12 +98,14 @@ def test_a_video_becomes_a_map(short_clip, tmp_path):
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 1000
 
 
-def test_ctrl_c_saves_what_there_is(tmp_path):
-    out = tmp_path / 'out'
-    process = demo('--video', CLIP, '--out', out)
-    while '[slam3r]: engine' not in (line := process.stderr.readline()):
-        assert line, 'the engine never came up'
-    time.sleep(6)  # the clip takes longer than that, the first keyframes do not
+def test_ctrl_c_saves_what_there_is(ros, tmp_path):
+    out, statuses, meshed = tmp_path / 'out', [], []
+    observer = ros.node(node_name='observer')
+    observer.create_subscription(msg.SlamStatus, 'status', statuses.append, 10)
+    observer.create_subscription(msg.MeshUpdate, 'mesh', lambda update: meshed.extend(update.blocks), 10)
+    process = demo('--video', CLIP, '--out', out, ROS_DOMAIN_ID=str(ros.domain))
+    wait_for_engine(process)
+    wait_until(lambda: meshed and statuses and statuses[-1].frames_in > 10, 60)
     process.send_signal(signal.SIGINT)
     _, log = process.communicate(timeout=60)
     assert process.returncode == 0 and 'Traceback' not in log and 'interrupted' in log, log
@@ -104,18 +114,25 @@ def test_ctrl_c_saves_what_there_is(tmp_path):
     assert summary['interrupted'] and 10 < summary['frames'] < 300
 
 
-@pytest.mark.parametrize(('end', 'seconds'), [(signal.SIGINT, 0.5), (signal.SIGINT, 3), (signal.SIGTERM, 4)])
-def test_an_early_end_leaves_nothing_behind(tmp_path, end, seconds):
+@pytest.mark.parametrize(
+    'end, moment',
+    [
+        (signal.SIGINT, lambda process: time.sleep(0.5)),  # amid the imports
+        (signal.SIGINT, wait_for_engine),
+        (signal.SIGTERM, wait_for_engine),
+    ],
+)
+def test_an_early_end_leaves_nothing_behind(tmp_path, end, moment):
     out = tmp_path / 'out'
-    process = demo('--video', CLIP, '--out', out, mark=tmp_path)
-    time.sleep(seconds)
+    process = demo('--video', CLIP, '--out', out, TEST_MARK=str(tmp_path))
+    moment(process)
     process.send_signal(end)
     _, log = process.communicate(timeout=60)
     assert 'Traceback' not in log, log
-    if process.returncode:  # else there was something to save already
-        assert process.returncode in (130, -end) and not out.exists(), log
-    else:
+    if process.returncode in (0, 2):  # it was under way already, with a pose or without
         assert (out / 'summary.json').exists()
+    else:
+        assert process.returncode in (130, -end) and not out.exists(), log
     assert not list(tmp_path.glob('out/.*'))
     assert not [path for path in Path('/proc').glob('[0-9]*/environ') if marked(path, str(tmp_path))]
 
@@ -143,10 +160,24 @@ def bad_inputs(folder):
     yield 'changing.m2v', folder / 'changing.m2v'
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path):
+@pytest.fixture
+def demo_here(capfd):
+    """Return a function that runs the demo in this process, and returns what a process would."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments):
+        status = main(['demo', *map(str, arguments)])
+        return SimpleNamespace(returncode=status, communicate=lambda timeout: capfd.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, demo_here):
     for name, path in bad_inputs(tmp_path):
         out = tmp_path / f'out of {name}'
-        process = demo('--video', path, '--out', out)
+        run = demo if name in ('missing.mp4', 'changing.m2v') else demo_here  # the latter is told by the container
+        process = run('--video', path, '--out', out)
         table, log = process.communicate(timeout=60)
         complaints = [line for line in log.splitlines() if line.startswith('slam3r demo: ')]
         assert process.returncode == 1 and not table, (name, table, log)
@@ -154,8 +185,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path):
         assert not out.exists(), name
 
 
-def test_bad_ground_truth_is_told_before_the_work(short_clip, tmp_path):
-    process = demo('--video', short_clip, '--out', tmp_path / 'out', '--groundtruth', tmp_path / 'missing.tum')
+def test_bad_ground_truth_is_told_before_the_work(short_clip, tmp_path, demo_here):
+    process = demo_here('--video', short_clip, '--out', tmp_path / 'out', '--groundtruth', tmp_path / 'missing.tum')
     table, log = process.communicate(timeout=60)
     assert process.returncode == 1 and not table and 'missing.tum' in log and 'engine' not in log, log
     assert len(log.splitlines()) == 1 and not (tmp_path / 'out').exists()
+
+
+def test_it_takes_a_domain_of_its_own_unless_told_otherwise(monkeypatch):
+    given = os.environ['ROS_DOMAIN_ID']
+    isolate()
+    assert os.environ['ROS_DOMAIN_ID'] == given
+    monkeypatch.delenv('ROS_DOMAIN_ID')
+    monkeypatch.delenv('ROS_AUTOMATIC_DISCOVERY_RANGE', raising=False)
+    isolate()
+    assert 1 <= int(os.environ['ROS_DOMAIN_ID']) <= 100 and os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] == 'LOCALHOST'

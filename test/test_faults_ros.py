@@ -18,7 +18,7 @@ from nav_msgs.msg import Path as PathMessage
 from nodes_stubs import StubEngine, StubSource, images, wall
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from ros_helpers import Ros, ros_fixture, wait_until  # noqa: F401
+from ros_helpers import Ros, quick, ros_fixture, wait_until  # noqa: F401
 from sensor_msgs.msg import PointCloud2
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import MarkerArray
@@ -56,6 +56,7 @@ class EndlessEngine(StubEngine):
         return EngineOutput(output.pose, (replace(keyframe, pose=replace(keyframe.pose, id=frame.id)),))
 
 
+@pytest.mark.usefixtures('quick')
 def test_readers_come_and_go_while_the_map_grows(ros, monkeypatch):
     """Each gets the whole, once, and leaves nothing behind."""
     engine = EndlessEngine()
@@ -132,7 +133,7 @@ def test_a_signal_amid_mapping_and_saving_leaves_nothing_behind(monkeypatch, tmp
         assert not statuses[-1].finished
         for name in ('slam3r', 'mesher'):
             client = node.create_client(SaveMap, f'/{name}/save_map')
-            assert client.wait_for_service(10)
+            wait_until(client.service_is_ready)
             future = client.call_async(SaveMap.Request(path='room'))
         wait_until(lambda: (tmp_path / 'room').exists() or future.done())
         used = shared_memory(container)

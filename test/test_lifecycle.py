@@ -14,7 +14,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from nodes_stubs import FRAMES, StubEngine, StubSource, images
-from ros_helpers import ros_fixture, wait_until  # noqa: F401
+from ros_helpers import PACE, quick, ros_fixture, wait_until  # noqa: F401
 from sensor_msgs.msg import Image
 
 from slam3r_ros import bringup
@@ -29,6 +29,7 @@ from slam3r_ros.transport.images import to_image
 from slam3r_ros.values import Frame, Keyframe, SlamStatus
 from slam3r_ros.video.source import open_source
 
+pytestmark = pytest.mark.usefixtures('quick')
 CLIP = Path(__file__).parent / 'data' / 'room' / 'video.mp4'
 
 
@@ -163,7 +164,7 @@ def test_what_runs_is_finished_and_nothing_is_published_afterwards(ros, manager,
     assert engines[0].frames[-1].id == 20
     heard = feeder.heard()
     assert [(k.id, k.revision) for k in feeder.keyframes] == [(10, 0), (20, 0), (10, 1)]
-    time.sleep(1.5)  # longer than the period of the status
+    time.sleep(1.5 / PACE)  # longer than the period of the status
     assert feeder.heard() == heard
     assert feeder.sent[-1] == 22  # two wait for the node, and the feeder with the next: nothing is lost
     assert manager.ask('slam3r', 'activate')
@@ -340,7 +341,7 @@ def test_a_node_that_refuses_ends_the_bring_up(ros, capfd):
 
 
 def test_the_geometric_engine_goes_on_with_the_same_map(ros, manager):
-    count, at = 90, 60
+    count, at = 65, 45
     frames = list(itertools.islice(open_source(str(CLIP), 0), count))
     frames[-1] = replace(frames[-1], last=True)
     feeder = Feeder(ros)
@@ -355,7 +356,7 @@ def test_the_geometric_engine_goes_on_with_the_same_map(ros, manager):
     asking.join(30)
     assert not node.active and node.diagnostics()['frames'] == at + 1
     heard = feeder.heard()
-    time.sleep(1.2)
+    time.sleep(1.2 / PACE)
     assert feeder.heard() == heard and node.diagnostics()['frames'] == at + 1
     assert manager.ask('slam3r', 'activate')
     wait_until(lambda: feeder.statuses[-1].finished, 60)

@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from ros_helpers import wait_until
+from ros_helpers import quick, wait_until  # noqa: F401
 
 pytest.importorskip('prometheus_client', reason='prometheus-client is not installed')
 
@@ -22,6 +22,8 @@ from slam3r_ros.monitoring.metrics import Metrics
 from slam3r_ros.monitoring.pages import Page, PageServer
 from slam3r_ros.monitoring.readings import PATIENCE, Readings
 from slam3r_ros.values import SlamStatus, State
+
+pytestmark = pytest.mark.usefixtures('quick')
 
 MESHER = {
     'mesh_fps': '1.8', 'vertices': '1200', 'triangles': '2300', 'memory_bytes': '5000000', 'compression_ratio': '21.5',

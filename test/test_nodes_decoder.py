@@ -11,7 +11,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from nodes_stubs import StubSource, images
 from rclpy.qos import qos_profile_sensor_data
-from ros_helpers import next_domain, ros_fixture, wait_until  # noqa: F401
+from ros_helpers import PACE, next_domain, quick, ros_fixture, wait_for_match, wait_until  # noqa: F401
 from rtsp_server import rtsp_server
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from test_video_live import free_port
@@ -29,6 +29,8 @@ from slam3r_ros.transport.images import to_image
 from slam3r_ros.values import Frame, State
 from slam3r_ros.video import live
 from slam3r_ros.video.source import VideoError
+
+pytestmark = pytest.mark.usefixtures('quick')
 
 
 @pytest.fixture
@@ -234,15 +236,14 @@ class Camera:
     """A camera outside of the process."""
 
     def __init__(self, ros, compressed=False, calibrated=True, name='image_raw'):
-        self.node = ros.apart().node(node_name='camera', namespace='/cam')
+        self._ros, self.node = ros, ros.apart().node(node_name='camera', namespace='/cam')
         kind, name = (CompressedImage, f'{name}/compressed') if compressed else (Image, name)
         self.image = self.node.create_publisher(kind, name, 10)
         self.info = self.node.create_publisher(CameraInfo, 'camera_info', 10) if calibrated else None
 
     def ready(self):
-        wait_until(lambda: self.image.get_subscription_count())
-        wait_until(lambda: self.info is None or self.info.get_subscription_count())
-        time.sleep(0.2)
+        (decoder,) = (each for each in self._ros.nodes if isinstance(each, VideoDecoder))
+        wait_for_match(self.node, decoder, *(each.topic_name for each in (self.image, self.info) if each))
 
 
 def calibration(d=(), **kwargs):
@@ -383,7 +384,7 @@ def test_a_topic_keeps_the_newest_when_the_others_are_busy(ros, decoder):
 
 def test_without_input_the_topic_is_waited_for_aloud(ros, capfd, monkeypatch):
     assert camera_input._NOTICE == 5.0
-    monkeypatch.setattr(camera_input, '_NOTICE', 0.3)
+    monkeypatch.setattr(camera_input, '_NOTICE', 0.3 * PACE)
     ros.node(VideoDecoder)
     time.sleep(0.75)
     assert capfd.readouterr().err.count('waiting for images on /image_raw or /image_raw/compressed') == 3

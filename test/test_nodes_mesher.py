@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trimesh
 from nodes_stubs import images, wall
-from ros_helpers import ros_fixture, wait_until  # noqa: F401
+from ros_helpers import end, ros_fixture, wait_until  # noqa: F401
 from std_srvs.srv import Trigger
 from visualization_msgs.msg import Marker, MarkerArray
 
@@ -38,6 +37,8 @@ class Bench:
         self.keyframes = create_publisher(self.feeder, Keyframe, 'keyframes')
         self.status = create_publisher(self.feeder, SlamStatus, 'status')
         self.node = ros.node(Mesher, parameters={'mesh_rate': 5.0, 'mesh_min_weight': 0.0} | parameters)
+        if 'mesh_rate' not in parameters:  # it allows five times a second, at most
+            self.node.worker.every(0.05, self.node._publish)
         self.outside = ros.apart().node(node_name='outside')
         self.watchers = []
 
@@ -101,11 +102,11 @@ def test_a_new_subscriber_gets_the_whole_map_once(bench):
     b.feed()
     first = b.watch()
     wait_until(lambda: first)
-    time.sleep(0.5)
+    b.turn(3)
     second = b.watch()
     wait_until(lambda: second)
     assert second[0].full and second[0].blocks
-    time.sleep(0.5)
+    b.turn(3)
     assert len(second) == 1
 
 
@@ -219,8 +220,7 @@ def test_a_process_outside_follows_the_compressed_mesh(bench):
     try:
         seen = json.loads(process.stdout.readline())
     finally:
-        process.kill()
-        process.wait()
+        end(process)
     whole = b.node._mesher.snapshot()
     assert seen == {'frame': 'map', 'blocks': len(whole.blocks), 'triangles': sum(len(each.triangles) for each in whole.blocks)}
 
@@ -272,7 +272,7 @@ def test_a_fast_camera_makes_the_mesh_wait_but_not_at_the_end(bench):
 
 
 def test_diagnostics_tell_how_the_mesh_fares(bench):
-    b = bench()
+    b = bench(mesh_rate=5.0)
     messages = b.watch_draco()
     wait_until(lambda: messages)
     b.feed()
@@ -316,7 +316,7 @@ def test_a_higher_map_id_clears_and_late_keyframes_of_the_old_map_are_left_out(b
     wait_until(lambda: updates[-1].map_id == 1)
     assert updates[-1].full and not updates[-1].blocks
     b.feed([20], map_id=0)
-    time.sleep(0.4)
+    b.turn(2)
     assert updates[-1].map_id == 1 and not updates[-1].blocks
     b.feed([30], map_id=1)
     wait_until(lambda: updates[-1].blocks)
@@ -399,7 +399,7 @@ def test_keyframes_go_on_while_a_mesh_is_saved(bench, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mesher, 'write_mesh', write)
     client = b.outside.create_client(SaveMap, '/mesher/save_map')
-    assert client.wait_for_service(10)
+    wait_until(client.service_is_ready)
     future = client.call_async(SaveMap.Request(path=str(tmp_path)))
     assert began.wait(10)
     before = b.node.diagnostics()['blocks']

@@ -10,6 +10,7 @@ rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
 pytest.importorskip('mcap_ros2', reason='mcap_ros2 is not installed: it is only for tests')
 
 from builtin_interfaces.msg import Time
+from domains import next_domain
 from mcap_ros2.reader import read_ros2_messages
 from nav_msgs.msg import Odometry, Path
 from rclpy.executors import SingleThreadedExecutor
@@ -26,7 +27,7 @@ from slam3r_ros.recorder import BagRecorder, own_types
 def node(monkeypatch):
     monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     context = rclpy.Context()
-    rclpy.init(context=context, domain_id=61)
+    rclpy.init(context=context, domain_id=next_domain())
     node = rclpy.create_node('recorder_test', context=context)
     yield node
     node.destroy_node()

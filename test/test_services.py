@@ -177,10 +177,17 @@ class SlowReader:
     """Takes keyframes when it is told to: who publishes them must wait."""
 
     def __init__(self, ros):
-        self.gate, self.seen = threading.Event(), []
-        create_subscription(ros.node(node_name='slow'), Keyframe, 'keyframes', self._take, depth=1, lossless=True)
+        self.gate, self.seen, self._holds = threading.Event(), [], False
+        node = ros.node(node_name='slow')
+        self._subscription = create_subscription(node, Keyframe, 'keyframes', self._take, depth=1, lossless=True)
+
+    @property
+    def full(self):
+        """Whether it holds one keyframe and another waits: a third has no room."""
+        return self._holds and len(self._subscription.inbox) == 1
 
     def _take(self, keyframe):
+        self._holds = True
         assert self.gate.wait(30)
         self.seen.append(keyframe)
 
@@ -205,7 +212,7 @@ def stuck(corner, slow_reader):
             c.feed(60)
 
     threading.Thread(target=feed, daemon=True).start()
-    wait_until(lambda: c.slam3r.worker._waits)
+    wait_until(lambda: reader.full and c.slam3r.worker._waits)
     return c, reader
 
 
@@ -272,7 +279,7 @@ def test_saves_run_one_after_the_other(corner, monkeypatch):
 
     monkeypatch.setattr(mesher, 'write_mesh', write)
     client = c.outside.create_client(SaveMap, '/mesher/save_map')
-    assert client.wait_for_service(10)
+    wait_until(client.service_is_ready)
     futures = [client.call_async(SaveMap.Request(path=f'room{i}', format='ply')) for i in range(3)]
     wait_until(lambda: running)
     assert c.ask('mesher/get_mesh')[0].success  # what is short goes on
@@ -297,7 +304,7 @@ def test_a_crowd_of_callers_is_answered_while_frames_come(corner):
     for service in TABLE:
         kind = TYPES.get(service.rpartition('/')[2], Trigger)
         client = c.outside.create_client(kind, f'/{service}')
-        assert client.wait_for_service(10)
+        wait_until(client.service_is_ready)
         futures += [client.call_async(kind.Request()) for _ in range(5)]
     wait_until(lambda: all(future.done() for future in futures))
     end.set()

@@ -3,6 +3,7 @@
 """Recorded calls and frames encoded beside others; on the CPU a recording computes anew from where its arguments lie."""
 
 import logging
+from itertools import pairwise
 
 import pytest
 
@@ -107,7 +108,15 @@ def stale(call):
     return result, lambda: None
 
 
-@pytest.mark.parametrize('record, reason', [(refuse, 'operation not permitted when'), (stale, 'off by')])
+def no_number(call):
+    result = call()
+    return result, lambda: result[0].confidence.fill_(float('nan'))
+
+
+CASES = [(refuse, 'operation not permitted when'), (stale, 'off by'), (no_number, 'off by nan')]
+
+
+@pytest.mark.parametrize('record, reason', CASES)
 def test_what_cannot_be_recorded_or_replays_wrongly_is_computed(caplog, record, reason):
     function, graphs = Double(), OnCpu(True)
     graphs.record = record
@@ -188,8 +197,8 @@ def test_a_full_memory_first_costs_the_recordings(networks, images, caplog):
     scene._decoding = full
     with caplog.at_level(logging.WARNING):
         found += worlds(pipeline, images[50:])
-    assert caplog.messages == ['the memory of cpu is full: going on without CUDA graphs']
-    assert pipeline.degraded == '' and not graphs.enabled and not scene._encoding.enabled
+    assert caplog.messages == [pipeline.degraded] == ['the memory of cpu was full: no CUDA graphs']
+    assert pipeline.reach == (3, 3) and not graphs.enabled and not scene._encoding.enabled
     assert all(map(torch.equal, found, expected))
 
 
@@ -200,10 +209,48 @@ def test_frames_may_be_encoded_before_their_turn(networks, images, monkeypatch):
     monkeypatch.setattr(networks[0], 'encode', lambda batch: begun.append(len(batch)) or encode(batch))
     found = []
     for number, image in enumerate(images):
-        tokens = scene.encoded(image[None]) if number % 3 else None
-        found += [view.world for _, view in pipeline.process(image, tokens)]
+        encoded = scene.encoded(image[None]) if number % 3 else None
+        found += [view.world for _, view in pipeline.process(image, encoded)]
     assert begun == [1] * 60
     assert all(map(torch.equal, found, worlds(OnlinePipeline(Scene(*networks, 1.5), SETTINGS), images)))
+
+
+class Stream:
+    """Notes what is to be done on it, and what it waits for."""
+
+    def __init__(self):
+        self.told, self.done = [], 0
+
+    def wait_stream(self, other):
+        self.told.append(('stream', other))
+
+    def record_event(self):
+        self.done += 1
+        return self, self.done
+
+    def wait_event(self, event):
+        self.told.append(event)
+
+
+def test_a_frame_waits_for_its_own_encoding_only(networks, images, monkeypatch):
+    """Not for that of the next one, which has begun by then."""
+    scene = Scene(*networks, 1.5)
+    scene._beside, present = Stream(), Stream()
+    monkeypatch.setattr(torch.cpu, 'current_stream', lambda: present)
+    pipeline, encoded = OnlinePipeline(scene, SETTINGS), None
+    for image, following in pairwise(images[:5]):
+        coming = scene.encoded(following[None])
+        pipeline.process(image, encoded)
+        encoded = coming
+    assert scene._beside.told == [('stream', present)] * 5  # the weights may be on their way
+    assert present.told == [(scene._beside, number) for number in (2, 1, 3, 4)]  # the first was not foreseen
+
+
+def test_scenes_share_their_streams(networks):
+    """Each stream costs a GPU a workspace that it never gets back."""
+    first, second = Scene(*networks, 1.5), Scene(*networks, 1.5)
+    assert first._beside is second._beside and first._beside is not first._recorder
+    assert first._encoding._stream is first._beside and first._decoding._stream is first._recorder
 
 
 @pytest.fixture
@@ -224,15 +271,15 @@ def test_on_a_gpu_it_gives_what_it_gives_without(on_gpu, images, caplog, ahead):
         scene = Scene(*on_gpu, 1.5, cuda_graphs=cuda_graphs)
         pipeline = OnlinePipeline(scene, SETTINGS)
         assert scene._encoding.enabled == scene._decoding.enabled == cuda_graphs
-        stream, views, tokens = list(images), [], None
+        stream, views, encoded = list(images), [], None
         for image, following in zip(stream, [*stream[1:], stream[-1]]):
             coming = scene.encoded(following[None]) if ahead else None
-            views += pipeline.process(image, tokens)
-            tokens = coming
+            views += pipeline.process(image, encoded)
+            encoded = coming
         results.append(torch.stack([view.world for _, view in views]).cpu())
     assert len(scene._encoding._recordings) == 1 and len(scene._decoding._recordings) >= 4, caplog.messages
     distance = (results[1] - results[0]).flatten(1).norm(dim=1) / results[0].flatten(1).norm(dim=1)
-    assert distance.median() < 0.02
+    assert distance.max() < 0.02
 
 
 def test_on_a_gpu_another_thread_may_work_meanwhile(on_gpu, images):
@@ -244,7 +291,7 @@ def test_on_a_gpu_another_thread_may_work_meanwhile(on_gpu, images):
     def work():
         try:
             while not ended.is_set():
-                a = torch.randn(300, 300, device='cuda')
+                a = torch.ones(300, 300, device='cuda')
                 float((a @ a).sum())
                 del a
                 torch.cuda.empty_cache()

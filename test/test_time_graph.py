@@ -16,7 +16,7 @@ from nodes_stubs import StubEngine, StubSource, images
 from rclpy.clock import Clock as RosClock
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from ros_helpers import ros_fixture, wait_until  # noqa: F401
+from ros_helpers import quick, ros_fixture, wait_until  # noqa: F401
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, PointCloud2
 from std_srvs.srv import Trigger
@@ -37,6 +37,7 @@ from slam3r_ros.values import Frame, Keyframe, MeshUpdate, SlamStatus
 from slam3r_ros.video.live import LiveSource
 from slam3r_ros.video.picture import Picture
 
+pytestmark = pytest.mark.usefixtures('quick')
 SECOND = 10**9
 PICTURES = [frame.image for frame in images(25)]  # of noise: sharp, with three keyframes
 BEGIN = 1_700_000_000 * SECOND
@@ -327,7 +328,7 @@ def test_a_bag_of_two_loops_is_read_as_two_streams(tmp_path, decoder):
 
 
 def test_what_is_live_follows_a_clock_that_goes_its_own_way(ros, decoder, monkeypatch):
-    waiting = []
+    waiting, shown = [], []
 
     @contextmanager
     def connect(closed):
@@ -344,16 +345,18 @@ def test_what_is_live_follows_a_clock_that_goes_its_own_way(ros, decoder, monkey
 
     def show():
         waiting.append(PICTURES[0])
-        wait_until(lambda: not waiting)
-        time.sleep(0.3)
+        shown.append(len(shown))
+        wait_until(lambda: node.diagnostics()['received'] == len(shown))
 
     show()
-    assert not frames and node.diagnostics()['dropped'] == 1  # there is no time yet
+    wait_until(lambda: node.diagnostics()['dropped'] == 1)  # there is no time yet
+    assert not frames
     clockwork = Clockwork(ros)
     for begin in (100 * SECOND, 50 * SECOND):
         for i in range(3):
             clockwork.set(begin + i * SECOND // 2, node)
             show()
+    wait_until(lambda: len(frames) == 6)
     assert [each.id for each in frames] == [1, 2, 3, 0, 1, 2]
     expected = [100.0, 100.5, 101.0, 50.0, 50.5, 51.0]
     np.testing.assert_allclose([each.stamp / SECOND for each in frames], expected, atol=0.25)  # it may drift so far

@@ -13,7 +13,7 @@ import pytest
 from diagnostic_msgs.msg import KeyValue
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message, serialize_message
-from ros_helpers import ros_fixture, wait_until  # noqa: F401
+from ros_helpers import end, ros_fixture, wait_until  # noqa: F401
 from sensor_msgs.msg import PointCloud2
 
 from slam3r_ros import msg
@@ -165,10 +165,10 @@ def test_two_processes_that_publish_and_read_one_topic_hear_everything_once(ros,
             assert sorted(value.id for value in each) == ours + theirs
             assert [value for value in each if value.id < 1000] == sent  # the same objects: frames have no other ==
         read = json.loads(twin.stdout.readline())
+        assert twin.wait(20) == 0
         assert sorted(read) == [[i, False] for i in ours] + [[i, True] for i in theirs]
     finally:
-        twin.kill()
-        twin.communicate()
+        end(twin)
 
 
 def test_messages_of_others_are_no_echoes():

@@ -6,10 +6,12 @@ import time
 import pytest
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.executors import ExternalShutdownException
+from rclpy.waitable import NumberOfEntities, Waitable
 from ros_helpers import Ros, ros_fixture, wait_until  # noqa: F401
 from std_msgs.msg import UInt64
 from std_srvs.srv import Trigger
 
+from slam3r_ros.nodes.spinner import Spinner
 from slam3r_ros.transport.executor import PoolExecutor
 
 
@@ -25,6 +27,53 @@ def test_a_callback_is_handed_over_once(ros, monkeypatch):
         publisher.publish(UInt64(data=i))
         wait_until(lambda i=i: len(seen) > i)
     assert len(handed_over) == 50
+
+
+class Destroyer(Waitable):
+    """Destroys a subscription when the executor has gathered what to wait for, but does not wait yet."""
+
+    def __init__(self, node):
+        super().__init__(ReentrantCallbackGroup())
+        self.node, self.victims = node, []
+
+    def get_num_entities(self):
+        for victim in self.victims:
+            self.node.destroy_subscription(victim)
+        self.victims.clear()
+        return NumberOfEntities()
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+    def is_ready(self, wait_set):
+        return False
+
+    add_to_wait_set = take_data = execute = is_ready
+
+
+@pytest.mark.parametrize('make', [lambda ros, node: PoolExecutor(2, context=ros.context), lambda ros, node: Spinner(node)])
+def test_what_is_destroyed_amid_the_gathering_ends_nothing(ros, make):
+    node, ticks = ros.node(node_name='node'), []
+    destroyer = Destroyer(node)
+    node.add_waitable(destroyer)  # before the victims, thus asked before their events
+    victims = [node.create_subscription(UInt64, f'topic{i}', print, 10) for i in range(5)]
+    ros.executor.remove_node(node)
+    node.create_timer(0.005, lambda: ticks.append(1))
+    executor = make(ros, node)
+    if not isinstance(executor, Spinner):
+        executor.add_node(node)
+        threading.Thread(target=spin, args=(executor,), daemon=True).start()
+    for victim in victims:
+        wait_until(lambda: len(ticks) > 3)
+        destroyer.victims.append(victim)
+        wait_until(lambda: not destroyer.victims)
+        ticks.clear()
+    wait_until(lambda: len(ticks) > 3)
+    executor.remove_node(node)
+    executor.close() if isinstance(executor, Spinner) else executor.shutdown()
 
 
 def spin(executor):

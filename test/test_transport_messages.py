@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nav_msgs.msg import Path as PathMessage
 from rclpy.serialization import deserialize_message, serialize_message
-from ros_helpers import Ros, next_domain, wait_until
+from ros_helpers import Ros, end, next_domain, wait_until
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import PointCloud2
 
@@ -97,8 +97,7 @@ def echo():
     )
     assert process.stdout.readline() == 'ready\n'
     yield corner
-    process.kill()
-    process.communicate()
+    end(process)
     corner.close()
 
 

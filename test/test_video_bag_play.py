@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 from rclpy.serialization import deserialize_message
-from ros_helpers import ros_fixture, wait_until  # noqa: F401
+from ros_helpers import ros_fixture, wait_for_match, wait_until  # noqa: F401
 from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from test_video_bag import COUNT, compressed, info, raw, record, video
@@ -41,7 +41,7 @@ def test_direct_reading_is_like_playing(ros, tmp_path, topic, make):
     player = ros.apart().node(node_name='player')
     with AnyReader([tmp_path / 'bag']) as reader:
         publishers = {c.topic: player.create_publisher(KINDS[c.msgtype], c.topic, 10) for c in reader.connections}
-        wait_until(lambda: all(each.get_subscription_count() for each in publishers.values()))
+        wait_for_match(player, decoder, *publishers)
         for number, (connection, _, data) in enumerate(reader.messages()):
             publishers[connection.topic].publish(deserialize_message(bytes(data), KINDS[connection.msgtype]))
             wait_until(lambda: decoder._source._calibration._newest)  # the calibration, which comes first

@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from functools import partial
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -441,6 +442,17 @@ def test_https_with_a_certificate_that_nobody_knows_is_an_error_that_names_the_w
         assert source.read(0.1) is None
         monkeypatch.setenv('SSL_CERT_FILE', str(certificate[0]))
         assert source.read(WAIT).image.tobytes() in CLEAN
+
+
+@pytest.mark.parametrize('cafile', [True, False])
+def test_ffmpeg_trusts_whom_python_trusts(tmp_path, monkeypatch, cafile):
+    """Where Python knows a folder only, as on Ubuntu, the file in it."""
+    monkeypatch.setattr(ssl, 'get_default_verify_paths', lambda: SimpleNamespace(
+        cafile=str(tmp_path / 'own.pem') if cafile else None, capath=str(tmp_path)))  # fmt: skip
+    expected = tmp_path / ('own.pem' if cafile else 'ca-certificates.crt')
+    for name in ('own.pem', 'ca-certificates.crt'):
+        (tmp_path / name).touch()
+    assert network._authorities() == {'ca_file': str(expected)}
 
 
 def test_a_playlist_from_the_network_reads_no_file(tmp_path):

@@ -6,11 +6,18 @@ First at the official size, on the images and weights of the golden vectors; the
 where each step sees what the steps before it have made.  The error of a point is relative to its distance, the mean
 over a map.  The error of a pose is the motion that brings a map onto that of float32: its angle, and its shift relative
 to the mean distance of the points.  The weights are random: those give no pose to compare.
+
+A video is run twice in each precision.  *On its own*, a score or a confidence that comes out a little different makes
+another choice: another scene frame, or a point more or less, as those below the least confidence are left out.  *With
+the choices of float32*, confidences and retrieved frames are those of float32, and the rounding of the points remains.
+
+Half precision on a GPU is measured without one, on the CPU, by `--as-on-gpu`: the same layers round the same numbers
+and add up in float32.  Only the attention's scores are rounded too in bfloat16, which a GPU does not do.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -25,8 +32,9 @@ from slam3r_ros.bench.mesher import Figure
 from slam3r_ros.bench.workload import MIN_CONFIDENCE, SIZES, converted, point_error
 from slam3r_ros.engines.slam3r.checkpoints import NETWORKS
 from slam3r_ros.engines.slam3r.config import OFFICIAL, SIDE, NetworkConfig
+from slam3r_ros.engines.slam3r.networks import Maps
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
-from slam3r_ros.engines.slam3r.precision import choose
+from slam3r_ros.engines.slam3r.precision import CastLinear, PackedLinear, choose
 from slam3r_ros.engines.slam3r.preprocess import square, to_tensor
 from slam3r_ros.engines.slam3r.scene import Scene
 from slam3r_ros.engines.slam3r.settings import Settings
@@ -35,6 +43,8 @@ from slam3r_ros.mapping.registration import RegistrationError, similarity
 
 THIN = 4  # every so many rows and columns of a map of the video are compared
 MAX_ERROR = 0.01  # of a point, mean over a map
+AS_ON_GPU = ' (GPU)'  # after the name of a precision
+HALF = {precision + AS_ON_GPU: getattr(torch, precision) for precision in ('float16', 'bfloat16')}
 
 
 class Row(NamedTuple):
@@ -50,18 +60,21 @@ class Row(NamedTuple):
     def __str__(self) -> str:
         """Return a line of the table."""
         return (
-            f'{self.what:<36}{self.precision:<10}{self.point:>12.2e}{self.worst:>12.2e}'
+            f'{self.what:<36}{self.precision:<15}{self.point:>12.2e}{self.worst:>12.2e}'
             f'{self.angle:>13.2e}{self.shift:>12.2e}'
         )
 
 
-HEAD = f'{"maps":<36}{"precision":<10}{"point error":>12}{"worst view":>12}{"angle [deg]":>13}{"shift":>12}'
+HEAD = f'{"maps":<36}{"precision":<15}{"point error":>12}{"worst view":>12}{"angle [deg]":>13}{"shift":>12}'
+
+_CHOICES = "float32's choices"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     workload.add_arguments(parser)
     parser.add_argument('--frames', type=int, default=200, help='of the bundled clip, or of a pan (default: 200)')
+    parser.add_argument('--as-on-gpu', action='store_true', help='also, on a CPU, what a GPU rounds in half precision')
     parser.add_argument('--json', type=Path, help='file to write the figures to')
 
 
@@ -69,13 +82,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Measure, print the table as it comes; return 1 where a limit is missed."""
     device, chosen, size = workload.chosen(arguments)
+    defaults = [choose('auto', torch.device(device))]
+    if arguments.as_on_gpu and device == 'cpu':
+        chosen = [*chosen, *HALF]
+        defaults.append(choose('auto', torch.device('cuda')) + AS_ON_GPU)
     print(HEAD)
-    rows = []
+    rows, figures = [], []
     for part in (on_vectors(device, chosen), on_video(device, SIZES[size], chosen, video(arguments.frames))):
-        for row in part:
-            print(row, flush=True)
-            rows.append(row)
-    figures = judge(rows, choose('auto', torch.device(device)))
+        for result in part:
+            if isinstance(result, Row):
+                print(result, flush=True)
+            (rows if isinstance(result, Row) else figures).append(result)
+    figures = judge(rows, defaults) + figures
     print()
     for figure in figures:
         print(figure)
@@ -83,12 +101,17 @@ def main(arguments: argparse.Namespace) -> int:
         content = {'rows': [row._asdict() for row in rows]}
         content['figures'] = [figure._asdict() | {'missed': figure.missed} for figure in figures]
         arguments.json.write_text(json.dumps(content, indent=2) + '\n')
-    return int(any(figure.missed for figure in figures))
+    return int(not figures or any(figure.missed for figure in figures))
 
 
-def judge(rows: list[Row], default: str) -> list[Figure]:
-    """Return the limits: of the default precision, and of int8, on the golden vectors."""
-    judged = [row for row in rows if row.what.startswith('golden') and row.precision in (default, 'int8')]
+def judge(rows: list[Row], defaults: Sequence[str]) -> list[Figure]:
+    """Return the limits: of the default precisions, and of int8 on the golden vectors; a run on its own has none."""
+    judged = [
+        row
+        for row in rows
+        if (row.what.startswith('golden') and row.precision in (*defaults, 'int8'))
+        or (row.what.endswith(_CHOICES) and row.precision in defaults)
+    ]
     return [Figure(f'{row.precision}: {row.what}', 100 * row.worst, '%', 100 * MAX_ERROR) for row in judged]
 
 
@@ -105,8 +128,48 @@ def make_networks(config: NetworkConfig, device: str, salts: tuple[str, str]) ->
     return networks
 
 
-def on_vectors(device: str, chosen: list[str], config: NetworkConfig = OFFICIAL) -> Iterator[Row]:
-    """Yield the errors on the golden vectors: of a window by the official one, of a registration by float32."""
+def made(networks: Sequence[nn.Module], precision: str) -> list[nn.Module]:
+    """Return copies of networks in a precision, or in one as on a GPU."""
+    if precision not in HALF:
+        return converted(networks, precision)
+    copies = converted(networks, precision.removesuffix(AS_ON_GPU), 'cuda')
+    for network in copies:
+        for name, module in list(network.named_modules()):
+            if isinstance(module, CastLinear):
+                parent, _, own = name.rpartition('.')
+                setattr(network.get_submodule(parent), own, RoundedLinear(module))
+    return copies
+
+
+class RoundedLinear(nn.Module):
+    """A linear layer in half precision as a GPU has it; a CPU's own is up to ten times as slow.
+
+    Products of such numbers are exact in float32, which is what they are added up in.
+
+    Attributes:
+        largest: of the numbers that it gave.
+    """
+
+    def __init__(self, layer: CastLinear) -> None:
+        """Take the rounded weights."""
+        super().__init__()
+        self.dtype, self.largest = layer.weight.dtype, 0.0
+        self.product = layer.float()
+        if torch.backends.mkldnn.is_available():
+            self.product = PackedLinear(self.product, torch.float32)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Turn tokens (..., in) into (..., out) of the weights' type."""
+        found = self.product(tokens.to(self.dtype).float()).to(self.dtype)
+        self.largest = max(self.largest, float(found.abs().max().nan_to_num(nan=torch.inf)))
+        return found
+
+
+def on_vectors(device: str, chosen: Sequence[str], config: NetworkConfig = OFFICIAL) -> Iterator[Row | Figure]:
+    """Yield the errors on the golden vectors: of a window by the official one, of a registration by float32.
+
+    And the largest number in half precision on the way, beside the largest that there is.
+    """
     if not (golden.folder() / 'full_size.npz').exists():
         print(f'no golden vectors in {golden.folder()}: left out; set {golden.VARIABLE} to their folder')
         return
@@ -119,7 +182,7 @@ def on_vectors(device: str, chosen: list[str], config: NetworkConfig = OFFICIAL)
     new = [i for i in range(len(images)) if i not in known]
     official, exact = torch.from_numpy(vectors[f'i2p_pts3d_s{facts["stride"]}']), None
     for precision in dict.fromkeys(['float32', *chosen]):
-        scene = Scene(*converted(networks, precision), MIN_CONFIDENCE)
+        scene = Scene(*made(networks, precision), MIN_CONFIDENCE)
         scene.encode(images, 0)
         sides = scene.reconstruct([[reference, *others]], wanted='both')
         found = torch.cat([maps.points[:, 0] for maps in sides]).cpu()[np.argsort([reference, *others])]
@@ -134,35 +197,85 @@ def on_vectors(device: str, chosen: list[str], config: NetworkConfig = OFFICIAL)
         if precision in chosen:
             yield compare('golden window, to the official one', precision, zip(thinned, official))
             yield compare('golden registration, to float32', precision, zip(world, exact))
+        if precision in HALF:
+            layers = (module for network in scene.networks for module in network.modules())
+            largest = max(layer.largest for layer in layers if isinstance(layer, RoundedLinear))
+            most = torch.finfo(HALF[precision]).max
+            yield Figure(f'{precision}: golden, largest number of a layer', largest, '', most)
+        del scene  # a copy of the networks takes 3 GB
 
 
 def on_video(
     device: str,
     config: NetworkConfig,
-    chosen: list[str],
+    chosen: Sequence[str],
     images: list[np.ndarray],
     settings: Settings = Settings(),  # noqa: B008 - frozen
 ) -> Iterator[Row]:
-    """Yield the errors over a video, of the maps in the world: each precision goes its own way from the start."""
+    """Yield the errors over a video, of the maps in the world: on its own, and with the choices of float32."""
     networks = make_networks(config, device, ('video-i2p', 'video-l2w'))
-    exact: list[Tensor] = []
-    for precision in dict.fromkeys(['float32', *chosen]):
-        pipeline = OnlinePipeline(Scene(*converted(networks, precision), MIN_CONFIDENCE), settings)
-        worlds = {}
-        for image in images:
-            for number, view in pipeline.process(to_tensor(image)):
-                worlds[number] = view.world[::THIN, ::THIN].cpu()
-        found = [worlds[number] for number in sorted(worlds)]
-        if not found:
-            raise SystemExit(f'{len(images)} frames do not make a beginning: give more --frames')
-        exact = exact or found
-        if precision in chosen:
-            yield compare(f'{len(found)} frames, to float32', precision, zip(found, exact))
+    first = Witness(made(networks, 'float32'))
+    exact = worlds(first, images, settings)
+    if not exact:
+        raise SystemExit(f'{len(images)} frames do not make a beginning: give more --frames')
+    for precision in (each for each in chosen if each != 'float32'):
+        fast = made(networks, precision)
+        for way, scene in ('on its own', Witness(fast)), (_CHOICES, Witness(fast, first.notes)):
+            found = worlds(scene, images, settings)
+            yield compare(f'{len(found)} frames, {way}', precision, zip(found, exact, strict=True))
+
+
+def worlds(scene: Scene, images: Iterable[np.ndarray], settings: Settings) -> list[Tensor]:
+    """Return thinned maps in the world, of every frame of a video."""
+    pipeline = OnlinePipeline(scene, settings)
+    registered = (each for image in images for each in pipeline.process(to_tensor(image)))
+    found = {number: view.world[::THIN, ::THIN].cpu() for number, view in registered}
+    return [found[number] for number in sorted(found)]
+
+
+class Witness(Scene):
+    """A scene that notes what all choices rest on, confidences and retrieved frames; or takes them from such notes."""
+
+    def __init__(self, networks: Sequence[nn.Module], followed: Sequence[object] | None = None) -> None:
+        """Take networks, and the notes of another scene for the same frames."""
+        super().__init__(*networks, MIN_CONFIDENCE)
+        self.notes: list[object] = []
+        self._followed = None if followed is None else iter(followed)
+
+    def _agreed(self, find: Callable[[], object]) -> object:
+        if self._followed is not None:
+            return next(self._followed)
+        self.notes.append(find())
+        return self.notes[-1]
+
+    def reconstruct(self, *arguments: object, **named: object) -> tuple[Maps, Maps | None]:
+        """Reconstruct windows, see `Scene`."""
+        sides = super().reconstruct(*arguments, **named)
+        confidences = self._agreed(lambda: [side and side.confidence.clone() for side in sides])
+        return tuple(side and Maps(side.points, confidence) for side, confidence in zip(sides, confidences))
+
+    def register(self, sources: Sequence[int], references: Sequence[int]) -> None:
+        """Find world maps, see `Scene`."""
+        super().register(sources, references)
+        views = [self.views[number] for number in sources]
+        confidences = self._agreed(lambda: [view.confidence.clone() for view in views])
+        for view, confidence in zip(views, confidences):
+            view.confidence, view.mean = confidence, confidence.mean()
+
+    def retrieve(self, *arguments: object) -> list[int]:
+        """Choose scene frames, see `Scene`."""
+        choose = super().retrieve
+        return self._agreed(lambda: choose(*arguments))
 
 
 def compare(what: str, precision: str, pairs: Iterable[tuple[Tensor, Tensor]]) -> Row:
-    """Compare maps (H, W, 3) with what they should be."""
-    errors = np.array([(point_error(*pair), *pose_error(*pair)) for pair in pairs])
+    """Compare maps (H, W, 3) with what they should be, where both have a point; zero is none."""
+    errors = []
+    for found, expected in pairs:
+        both = found.any(dim=-1) & expected.any(dim=-1)
+        pair = found[both], expected[both]
+        errors.append((point_error(*pair), *pose_error(*pair)))
+    errors = np.array(errors)
     point, angle, shift = np.median(errors, axis=0).tolist()
     return Row(what, precision, point, float(errors[:, 0].max()), angle, shift)
 

@@ -8,6 +8,7 @@ a frame, reconstruct it in a window of 11, register it by 10 scene frames.  What
 """
 
 import argparse
+import gc
 import json
 import platform
 from collections.abc import Callable, Iterator
@@ -232,6 +233,9 @@ def growth(
 ) -> Iterator[Row | Figure]:
     """Yield what a frame takes, retrieval and all, when so many keyframes have been seen, and the memory held."""
     start = held_bytes(device)
+    if device == 'cuda':
+        torch.cuda.empty_cache()
+        reserved = torch.cuda.memory_reserved()
     step = in_precision(Step.make(config, 1, 1, side, device), precision)
     weights = held_bytes(device) - start
     walks, held = [], []
@@ -249,11 +253,11 @@ def growth(
     yield Figure(f'{name}: time of a frame', float(np.median(times[-1] / times[usual])), 'times', MAX_GROWTH)
     yield Figure(f'{name}: memory', held[-1] / held[usual], 'times', MAX_MEMORY)
     if device == 'cuda':
+        del walks[:-1]
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
         walks[-1]()
-        workspace = torch.cuda.max_memory_allocated() - before
-        parts = ', '.join(f'{name} {size / 1e9:.2f}' for name, size in
-                          (('weights', weights), ('map', held[-1]), ('workspace', workspace)))  # fmt: skip
-        memory = (weights + held[-1] + workspace) / 1e9
-        yield Figure(f'{precision}: memory on the GPU', memory, 'GB', MAX_VRAM, note=parts)
+        memory = torch.cuda.max_memory_reserved() - reserved  # CUDA graphs, their workspace and all
+        parts = f'weights {weights / 1e9:.2f}, map {held[-1] / 1e9:.2f}'
+        yield Figure(f'{precision}: memory on the GPU', memory / 1e9, 'GB', MAX_VRAM, note=parts)

@@ -44,6 +44,7 @@ from slam3r_ros.engines.slam3r.weights import available
 from slam3r_ros.graph import bundled_clip, isolate, run_graph
 from slam3r_ros.mapping.selection import FrameSelector
 from slam3r_ros.msg import SlamStatus
+from slam3r_ros.nodes import playback
 from slam3r_ros.nodes import slam3r as slam3r_node
 from slam3r_ros.transport.stamps import from_stamp
 from slam3r_ros.transport.tuning import tuning
@@ -58,6 +59,7 @@ STAGES = (
     'DDS',
 )  # fmt: skip
 MAX_LATENCY = 100.0  # milliseconds, of 95 in 100 poses
+MIN_POSES = 0.5  # of the frames: what is dropped is never late
 MIN_SHARE = 0.9  # of the frames a second that the engine does alone
 READY = 0.25  # of the frames, after which everything is compiled, recorded and in the caches: rates count from there
 
@@ -135,8 +137,13 @@ def run_once(video: str, pace: str, arguments: argparse.Namespace) -> dict[str, 
             'lossless': not paced,
         },
     }  # fmt: skip
+
+    def opened(*words: Any, **more: Any) -> Any:
+        sys.stdin.readline()  # the other process is ready to hear the poses
+        return open_source(*words, **more)
+
     for_node = patch.object(slam3r_node, 'create_engine', partial(create_engine, **options))
-    with for_node, timed(arguments.engine) as times:
+    with for_node, patch.object(playback, 'open_source', opened), timed(arguments.engine) as times:
         run_graph(parameters)
     if not paced:
         engine = create_engine(arguments.engine, arguments.checkpoints, precision=arguments.precision, **options)
@@ -249,12 +256,17 @@ def listen(video: Path, pace: str, arguments: argparse.Namespace) -> Run:
             command += [f'--{name}', str(value)]
     try:
         environment = os.environ | tuning(os.environ)
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            while process.poll() is None and not node.count_publishers('/tf'):
+                time.sleep(0.01)
+            printed, _ = process.communicate('go\n')
+        if process.returncode:
+            raise SystemExit(f'the nodes ended with status {process.returncode}')
     finally:
         context.try_shutdown()
         thread.join(5)
         node.destroy_node()
-    content = json.loads(done.stdout.splitlines()[-1])
+    content = json.loads(printed.splitlines()[-1])
     times = {stage: {key: tuple(span) for key, span in each} for stage, each in content['times'].items()}
     return Run(times, arrived, inside, content['about'])
 
@@ -263,7 +275,7 @@ def sum_up(times: Times, arrived: dict[int, int]) -> dict[str, Any]:
     """Return the median and the 95 % quantile of the stages and of the whole, milliseconds, of frames with a pose."""
     stamps = sorted(times['hand on'])
     first = stamps[0]
-    begin = times['hand on'][first][0]
+    begin = min(start - (stamp - first) for stamp, (start, _) in times['hand on'].items())  # the first may be late itself
     frames = []
     for stamp in stamps:
         if stamp not in arrived or stamp not in times['publish']:
@@ -311,6 +323,8 @@ def judge(results: dict[str, dict], engine: str) -> list[Figure]:
     for resolution, result in results.items():
         p95 = result['milliseconds']['camera to TF'][1] if result['poses'] else np.inf
         figures.append(Figure(f'{resolution}: camera to TF, 95 of 100', p95, 'ms', MAX_LATENCY))
+        share = result['poses'] / result['frames']
+        figures.append(Figure(f'{resolution}: frames that had a pose in time', share, '', MIN_POSES, at_least=True))
         if engine == 'slam3r':
             share = result['fps'] / result['engine_fps']
             name = f'{resolution}: frames a second, to those of the engine alone'

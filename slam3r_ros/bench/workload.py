@@ -195,8 +195,9 @@ class FastStep:
 
     def __call__(self) -> View:
         """Do the step: all but the retrieval."""
+        coming = self.scene.encoded(self._image) if self._ahead else None  # as the engine is told of a frame that waits
         self.scene.encode(self._image, 0, self._coming)
-        self._coming = self.scene.encoded(self._image) if self._ahead else None
+        self._coming = coming
         self.locate()
         self.register()
         return self.scene.views[0]
@@ -215,7 +216,7 @@ class RandomScene:
                 for _ in range(_POOL)
             ]
 
-    def encode(self, images: Tensor, first: int, tokens: Tensor | None = None) -> None:
+    def encode(self, images: Tensor, first: int, encoded: object = None) -> None:
         """Invent a frame, maps and all."""
         tokens, points, confidence = (each.clone() for each in self._pool[first % _POOL])
         self.views[first] = View(tokens, points, confidence, 2.0, points.clone(), confidence.clone(), 2.0)

@@ -10,12 +10,13 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 
 from slam3r_ros.monitoring.readings import ENDED
 from slam3r_ros.transport.bus import count_malformed, queues_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from slam3r_ros.nodes.base import PipelineNode
 
 PERIOD = 1.0  # seconds
+_FAREWELL = 0.2  # seconds until the last line must have arrived
 _RECENT = 60.0  # seconds for which an error makes the line a warning
 _STUCK = 60.0  # seconds with one value after which something must be wrong
 
@@ -56,8 +58,10 @@ class Pulse:
                 return
             self._node.destroy_timer(self._timer)
             self._timer = None
-            if self._node.context.ok() and not self._node.failure:
-                self._tell(DiagnosticStatus.STALE, ENDED, {})
+            if self._publisher.get_subscription_count() and not self._node.failure:
+                with suppress(RuntimeError):  # of rcl: the context ends
+                    self._tell(DiagnosticStatus.STALE, ENDED, {})
+                    self._publisher.wait_for_all_acked(Duration(seconds=_FAREWELL))
 
     def look(self) -> None:
         """Look at the node, or let its worker do so as soon as it can."""

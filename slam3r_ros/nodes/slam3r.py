@@ -130,8 +130,6 @@ class Slam3r(PipelineNode):
         self._received += 1
         self._frames_in = self._next_id = frame.id + 1
         self._stamp = frame.stamp
-        if (following := self._frames.first) is not None:
-            self._engine.foresee(following)
         try:
             self._reconstruct(frame)
         except EngineError as error:
@@ -142,6 +140,8 @@ class Slam3r(PipelineNode):
 
     def _reconstruct(self, frame: Frame) -> None:
         try:
+            if (following := self._frames.first) is not None:
+                self._engine.foresee(following)
             self._hand_on(self._engine.process(frame))
         finally:  # the end of the stream is told even when its last frame fails
             if frame.last:

@@ -11,14 +11,16 @@ import time
 import traceback
 from queue import SimpleQueue
 
-from rclpy.executors import ConditionReachedException, Executor, ExternalShutdownException, TimeoutException
+from rclpy.executors import ConditionReachedException, ExternalShutdownException, TimeoutException
 from rclpy.node import Node
 from rclpy.task import Task
+
+from slam3r_ros.transport.executor import Steadfast
 
 _THREADS = 5  # services of three kinds may block one each, input that waits for room another
 
 
-class Spinner(Executor):
+class Spinner(Steadfast):
     """An executor of one node; spins from the start.
 
     Attributes:

@@ -111,7 +111,7 @@ def ffmpeg(
     if scheme in ('rtsp', 'rtsps'):
         options['rtsp_flags'] = 'prefer_tcp'
     if scheme in ('http', 'https'):  # the one may lead to the other
-        options |= {'tls_verify': '1', 'ca_file': ssl.get_default_verify_paths().cafile or ''}
+        options |= {'tls_verify': '1'} | _authorities()
     if scheme:
         options['protocol_whitelist'] = _PROTOCOLS[scheme]
 
@@ -137,6 +137,13 @@ def ffmpeg(
         if scheme == 'https' and error.errno == errno.EIO:  # it says no more
             reason += f'; if its certificate is not trusted, {_AUTHORITY}'
         raise VideoError(f'{name}: {reason}') from None
+
+
+def _authorities() -> dict[str, str]:
+    """Return the option that tells FFmpeg whom to trust, as Python does: the one that comes with PyAV does not know."""
+    known = ssl.get_default_verify_paths()
+    places = [known.cafile, *(Path(folder, 'ca-certificates.crt') for folder in (known.capath, '/etc/ssl/certs') if folder)]
+    return next(({'ca_file': str(path)} for path in places if path and Path(path).is_file()), {})
 
 
 def connection(uri: str, name: str, hardware: str = '') -> Connect:

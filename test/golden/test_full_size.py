@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks at their official size: the names and shapes of all weights, and their numbers with generated weights."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +41,9 @@ def available_memory() -> int:
 @pytest.mark.skipif(available_memory() < 5e9, reason='needs 5 GB of free memory')
 def test_numbers(empty, torch, within):
     facts, vectors = read_json('full_size.json'), Vectors('full_size.npz')
-    networks = {}
     for name, network in empty.items():
-        for key, value in list(network.state_dict().items()):  # one by one: 3 GB are enough
-            shift = facts.get('conf_bias_shift', 0.0)
-            weight = generate({key: list(value.shape)}, facts[f'salt_{name}'], shift)[key]
-            network.load_state_dict({key: torch.from_numpy(weight)}, strict=False, assign=True)
-        networks[name] = network.eval()
-    i2p, l2w = networks['i2p'], networks['l2w']
+        fill(network, facts[f'salt_{name}'], facts.get('conf_bias_shift', 0.0))
+    i2p, l2w = empty['i2p'], empty['l2w']
     images = pixels(vectors['img_u8'])[:, None]
     count, height, width = len(images), *images.shape[-2:]
     step, reference, references = facts['stride'], facts['ref_id'], facts['l2w_ref_ids']
@@ -70,6 +67,18 @@ def test_numbers(empty, torch, within):
     others = [i for i in range(count) if i not in references]
     sides = l2w(tokens[references], tokens[others], points[references], points[others])
     check(within, 'l2w', sides, [*references, *others], vectors, step)
+
+
+def fill(network, salt, shift):
+    """Give a network that has no memory yet its weights; each is made on a thread of its own."""
+    import torch
+
+    shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = pool.map(lambda item: generate(dict([item]), salt, shift), shapes.items())
+        weights = {key: torch.from_numpy(weight) for each in made for key, weight in each.items()}
+    network.load_state_dict(weights, assign=True)  # without a copy: 3 GB are enough
+    network.eval()
 
 
 def check(within, name, sides, places, vectors, step):

@@ -7,9 +7,11 @@ arguments of the same shapes, is recorded, and from then on replayed.
 """
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +22,17 @@ log = logging.getLogger(__name__)
 OFTEN = 10  # calls of the same shapes, from which on they are replayed
 _MOST = 12  # recordings; a stream asks for eight in the end, and for others while its scene frames are few
 _NEAR = 1e-2  # relative distance of what is replayed from what was computed: another kernel may have been chosen
+_one_at_a_time = threading.Lock()  # recordings in this process: a second one would wait for the GPU, which spoils the first
+
+
+@cache
+def streams_of(device: torch.device) -> tuple[Any, Any]:
+    """Return two streams, the same ones in the whole process: cuBLAS keeps a workspace for each for ever.
+
+    Those of a CPU do nothing.
+    """
+    kind = torch.cuda.Stream if device.type == 'cuda' else torch.cpu.Stream
+    return kind(), kind()
 
 
 class Recording:
@@ -44,9 +57,14 @@ class CudaGraphs:
     All calls must come on one stream: the recordings share their memory.
     """
 
-    def __init__(self, enabled: bool) -> None:
-        """Begin with no recordings; where they are not `enabled`, functions are simply called."""
-        self.enabled = enabled
+    def __init__(self, enabled: bool, stream: Any = None) -> None:
+        """Begin with no recordings.
+
+        Args:
+            enabled: if not, functions are simply called.
+            stream: of CUDA, to record on: recordings of one stream share a workspace and must not run at once.
+        """
+        self.enabled, self._stream = enabled, stream
         self._calls: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, Recording] = {}  # what was replayed last is at the end
         self._pool: Any = None  # of memory
@@ -79,7 +97,8 @@ class CudaGraphs:
             own = [value.clone() if isinstance(value, Tensor) else value for value in arguments]
             recording = Recording(own, *self.record(partial(function, *own)))
             found = recording([value for value in arguments if isinstance(value, Tensor)])
-            off = max(float((a - b).norm() / b.norm()) for a, b in zip(_tensors(found), _tensors(expected)))
+            pairs = zip(_tensors(found), _tensors(expected))
+            off = float(torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max())
         except RuntimeError as error:  # a full memory, too
             self._refuse(str(error).splitlines()[0])
             return
@@ -100,10 +119,17 @@ class CudaGraphs:
 
         Other threads, as the mesher's, may use the GPU meanwhile.
         """
+        graph, stream = torch.cuda.CUDAGraph(), self._stream
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode='thread_local'):
-            result = call()
+        # A recording that fails leaves its stream to be the present one: the outer `stream` puts that right.
+        with _one_at_a_time, torch.cuda.stream(stream):
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode='thread_local'):
+                    result = call()
+            except RuntimeError:
+                with suppress(RuntimeError):  # else the allocator may wait for ever for the end of the recording
+                    torch._C._cuda_endAllocateToPool(stream.device_index, self._pool)
+                raise
         return result, graph.replay
 
     def give_up(self) -> bool:

@@ -116,7 +116,8 @@ class Slam3rEngine(SingleMap):
     @property
     def degraded(self) -> str:
         """What the reconstruction does without, the device's memory being full; empty where nothing is missing."""
-        return self._pipeline.degraded if self._pipeline else ''
+        pipeline = self._pipeline  # other threads ask, too
+        return pipeline.degraded if pipeline else ''
 
     @property
     def milliseconds(self) -> dict[str, float]:
@@ -151,8 +152,8 @@ class Slam3rEngine(SingleMap):
             camera = Intrinsics(self._focal, self._focal, (width - 1) / 2, (height - 1) / 2)
         given = crop.intrinsics(camera) if camera else None
         self._advice.append(frame.stride)
-        tokens = foreseen and foreseen.tokens
-        return self._take(Waiting(frame.id, frame.stamp, image, given, frame.candidate, frame.stride, tokens))
+        encoded = foreseen and foreseen.encoded
+        return self._take(Waiting(frame.id, frame.stamp, image, given, frame.candidate, frame.stride, encoded))
 
     def _take(self, frame: Waiting) -> EngineOutput:
         """Hold a frame back until the stride is known, then hand it on."""
@@ -174,16 +175,16 @@ class Slam3rEngine(SingleMap):
         held, self._held = self._held, []
         scene = Scene(*self._models.get(), settings.min_confidence, settings.normalise_input, self._cuda_graphs)
         self._pipeline, self._cameras = OnlinePipeline(scene, settings), Cameras(self._side)
-        outputs, failure = [EngineOutput(None)], None
+        outputs, failure = [EngineOutput(None)], ''
         for frame in held:
             try:
                 outputs.append(self._take(frame))
             except EngineError as error:
-                failure = error
+                failure = str(error)
                 log.error('frame %d: %s', frame.id, error)
         keyframes = tuple(keyframe for output in outputs for keyframe in output.keyframes)
         if failure and not keyframes:  # else what the other frames brought would go with this one
-            raise failure
+            raise EngineError(failure)
         return EngineOutput(outputs[-1].pose, keyframes)
 
     def _advance(self, frame: Waiting) -> EngineOutput:
@@ -191,15 +192,22 @@ class Slam3rEngine(SingleMap):
         if self._pipeline.scene.networks is None:
             self._pipeline.scene.networks = self._models.get()
         self._waiting[self._pipeline.count] = frame
-        start = time.perf_counter()
+        start, full = time.perf_counter(), None
         try:
-            registered = self._pipeline.process(to_tensor(frame.image), frame.tokens)
+            registered = self._pipeline.process(to_tensor(frame.image), frame.encoded)
             seen = [(self._waiting.pop(number), Pointmaps.of(view)) for number, view in registered]
         except torch.OutOfMemoryError as error:
-            raise self._models.full('even for the fewest frames at once', error) from None
+            full = self._models.full('even for the fewest frames at once', error)
+        if full:  # raised here, it does not hold torch's error, and the tensors of what was tried
+            raise full
         self._times['networks'].append(1000 * (time.perf_counter() - start))
         if not registered:
             return EngineOutput(None)
+        if not all(np.isfinite(maps.confidence).all() for _, maps in seen):
+            raise EngineError(
+                f'frame {frame.id}: the networks gave numbers that are not finite: take another precision than '
+                f'{self.precision}, and reset the map'
+            )
         start = time.perf_counter()
         for waiting, maps in seen:
             if not waiting.camera:
@@ -285,8 +293,9 @@ class Slam3rEngine(SingleMap):
     def release(self) -> None:
         """Free the networks; the map stays, and the next frame has them read again."""
         self._models.release()
+        self._foreseen.clear()
         if self._pipeline:
-            self._pipeline.scene.networks = None
+            self._pipeline.scene.release()
         give_back_gpu_memory()
 
     def close(self) -> None:

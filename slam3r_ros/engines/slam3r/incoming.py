@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from slam3r_ros.engines.slam3r.preprocess import Crop
+from slam3r_ros.engines.slam3r.scene import Encoded
 from slam3r_ros.values import Frame, Intrinsics
 
 
@@ -18,7 +18,7 @@ class Foreseen(NamedTuple):
     frame: Frame
     image: np.ndarray  # (S, S, 3) uint8
     crop: Crop
-    tokens: Tensor  # what the encoder says of it
+    encoded: Encoded
 
 
 @dataclass(frozen=True)
@@ -31,4 +31,4 @@ class Waiting:
     camera: Intrinsics | None  # of that square, when known
     candidate: bool
     stride: int
-    tokens: Tensor | None  # when it was foreseen
+    encoded: Encoded | None  # when it was foreseen

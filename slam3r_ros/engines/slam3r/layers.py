@@ -5,7 +5,7 @@
 Attribute names are the key names of the official checkpoints throughout this folder.
 """
 
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -40,7 +40,7 @@ def rotary(positions: Tensor, width: int, base: float) -> Rotation:
     return Rotation(angles.cos(), angles.sin())
 
 
-@lru_cache(maxsize=16)
+@cache  # a CUDA graph may refer to it: it must stay
 def grid_rotation(
     rows: int, columns: int, width: int, base: float, device: torch.device, in_pairs: bool = False
 ) -> Rotation | Tensor:

@@ -71,12 +71,15 @@ class Models:
         """
         if self._networks is None:
             give_back_gpu_memory()  # others in this process may hold what they do not use
+            full = None
             try:
                 self._networks = tuple(self._read(kind) for kind in self._files)
             except torch.OutOfMemoryError as error:
-                raise self.full('for the networks', error) from None
+                full = self.full('for the networks', error)
             except RuntimeError as error:  # a file is wrong
                 raise EngineError(str(error)) from error
+            if full:
+                raise full
             self._checked = True
         return self._networks
 
@@ -91,7 +94,9 @@ class Models:
             self._networks = None
 
     def full(self, what: str, error: torch.OutOfMemoryError) -> EngineError:
-        """Return what is said of a full device; the error's own traceback would keep tensors alive.
+        """Return what is said of a full device.
+
+        To be raised after the `except`: in it, it would hold torch's error, whose traceback keeps tensors alive.
 
         Args:
             what: for what there is no room.

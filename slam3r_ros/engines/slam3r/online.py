@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slam3r_ros.engines.slam3r.buffer import SceneBuffer, check_room
-from slam3r_ros.engines.slam3r.scene import Scene, View
+from slam3r_ros.engines.slam3r.scene import Encoded, Scene, View
 from slam3r_ros.engines.slam3r.settings import Settings
 from slam3r_ros.gpu_memory import give_back_gpu_memory
 
@@ -43,18 +43,19 @@ class OnlinePipeline:
         self.count = 0
         self.stride = settings.stride
         self.buffer: SceneBuffer | None = None  # from the end of the initialisation
+        self._spared = False  # the CUDA graphs were given up
         self._share = 1  # a call of the networks takes a share of the frames that the settings allow: one in so many
         # 'as_is' repeats the slips of the official code, see `Settings`.
         self.retrieves_positions = self.grows_references = settings.mode == 'as_is'
         self._retrieved: list[int] = []
 
     @torch.inference_mode()
-    def process(self, image: Tensor, tokens: Tensor | None = None) -> list[tuple[int, View]]:
+    def process(self, image: Tensor, encoded: Encoded | None = None) -> list[tuple[int, View]]:
         """Take the next frame; return the frames that got their world map by it, by number.
 
         Args:
             image: (3, H, W) in [-1, 1].
-            tokens: what `Scene.encoded` gave for it alone, when that was begun before.
+            encoded: what `Scene.encoded` gave for it alone, when that was begun before.
 
         Raises:
             ValueError: it is not of the size of those before; it is then as if it had not come.
@@ -63,20 +64,24 @@ class OnlinePipeline:
         number = self.count
         while True:
             try:
-                return self._process(image, number, tokens)
+                return self._process(image, number, encoded)
             except torch.OutOfMemoryError as error:
                 full = error.with_traceback(None)  # which would hold the tensors of what was tried
             self.count = number
             self.scene.forget(lambda other: other != number)
-            if spared := self.scene.spare_memory():
-                log.warning('the memory of %s is full: going on without CUDA graphs', self.scene.device)
+            spared = self.scene.spare_memory()
             give_back_gpu_memory()
             if not spared and not self._halve():
-                raise full
+                try:
+                    raise full
+                finally:
+                    del full  # and its traceback holds this frame
+            self._spared = self._spared or spared
+            log.warning('%s', self.degraded)
 
-    def _process(self, image: Tensor, number: int, tokens: Tensor | None) -> list[tuple[int, View]]:
+    def _process(self, image: Tensor, number: int, encoded: Encoded | None) -> list[tuple[int, View]]:
         """Do all of `process` but mending; what it did can be done again."""
-        self.scene.encode(image[None], number, tokens)
+        self.scene.encode(image[None], number, encoded)
         self.count = number + 1
         last_of_window = (self.settings.window - 1) * self.settings.stride
         if number < last_of_window:
@@ -100,11 +105,12 @@ class OnlinePipeline:
     @property
     def degraded(self) -> str:
         """What it does without, the memory being full; empty where nothing is missing."""
-        scene_frames, radius = self.reach
-        return '' if self._share == 1 else (
-            f'the memory of {self.scene.device} was full: {scene_frames} scene frames and {radius} neighbours '
-            f'instead of {self.settings.scene_frames} and {self.settings.radius}'
-        )
+        settings, (scene_frames, radius) = self.settings, self.reach
+        without = ['no CUDA graphs'] if self._spared else []
+        if self._share > 1:
+            instead = f'instead of {settings.scene_frames} and {settings.radius}'
+            without.append(f'{scene_frames} scene frames and {radius} neighbours {instead}')
+        return f'the memory of {self.scene.device} was full: {", ".join(without)}' if without else ''
 
     def _halve(self) -> bool:
         """Take half as many frames at once; return whether there was anything to halve."""
@@ -113,7 +119,6 @@ class OnlinePipeline:
         self._share *= 2
         self.scene.parts = self._share
         self._retrieved = []
-        log.warning('%s', self.degraded)
         return True
 
     def _begin(self, last: int) -> None:

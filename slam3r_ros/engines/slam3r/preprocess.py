@@ -113,7 +113,7 @@ def _filter(weights: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     return ((total + (1 << _BITS - 1)) >> _BITS).clamp(0, 255).float()
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)  # cameras
 def _filters(height: int, width: int, side: int, device: str) -> tuple[Crop, int, int, torch.Tensor, torch.Tensor]:
     """Return the crop, the columns that matter, and the weights (3, side, w) across and (3, side, H) down."""
     rows, columns = (round(side * length / min(height, width)) for length in (height, width))

@@ -4,16 +4,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from slam3r_ros.engines.slam3r.candidates import CandidateStore
-from slam3r_ros.engines.slam3r.cuda_graphs import CudaGraphs
+from slam3r_ros.engines.slam3r.cuda_graphs import CudaGraphs, streams_of
 from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World, Maps
 from slam3r_ros.engines.slam3r.pointmaps import best_candidates, mean_distance, normalise, relative
 
 _IN_CACHE = 10  # candidates that a CPU scores at once: what lies between the layers then stays in its cache
+
+
+class Encoded(NamedTuple):
+    """Frames on their way through the encoder."""
+
+    tokens: Tensor  # (N, S, E)
+    done: Any  # event of the GPU
 
 
 @dataclass
@@ -64,8 +72,8 @@ class Scene:
         self.parts = 1  # in which candidates are scored, so that the memory bears it
         self.device = image2points.dec_norm.weight.device
         self._cuda_graphs = cuda_graphs and self.device.type == 'cuda'
-        self._streams = torch.cuda if self.device.type == 'cuda' else torch.cpu  # whose streams do nothing
-        self._beside = self._streams.Stream()  # for the encoder
+        self._beside, self._recorder = streams_of(self.device)  # for the encoder; for the decoders' recordings
+        self._at = torch.cuda if self.device.type == 'cuda' else torch.cpu
         self.can_do_two = self.device.type != 'cpu'  # things at once
         self.networks = image2points, local2world
         self._min_confidence = min_confidence
@@ -80,7 +88,13 @@ class Scene:
     def networks(self, networks: tuple[Image2Points, Local2World] | None) -> None:
         self._networks = networks
         self._image2points, self._local2world = networks or (None, None)
-        self._encoding, self._decoding = CudaGraphs(self._cuda_graphs), CudaGraphs(self._cuda_graphs)  # a stream each
+        self._encoding = CudaGraphs(self._cuda_graphs, self._beside)
+        self._decoding = CudaGraphs(self._cuda_graphs, self._recorder)
+
+    def release(self) -> None:
+        """Let go of what can be had again: the networks, once they are given, and what is prepared for retrieval."""
+        self.networks = None
+        self.prepared = CandidateStore()
 
     def spare_memory(self) -> bool:
         """Do without recorded work from now on, the memory being full; return whether that frees any."""
@@ -89,21 +103,22 @@ class Scene:
         return encoding or decoding
 
     @torch.inference_mode()
-    def encoded(self, images: Tensor) -> Tensor:
-        """Begin to encode frames (N, 3, H, W), beside what else the GPU does; return what `add` takes, (N, S, E)."""
+    def encoded(self, images: Tensor) -> Encoded:
+        """Begin to encode frames (N, 3, H, W), beside what else the GPU does."""
         if self.device.type == 'cuda' and not images.is_cuda:  # else the copy would wait for the GPU
             images = images.pin_memory()
-        self._beside.wait_stream(self._streams.current_stream())
-        with self._streams.stream(self._beside):
-            return self._encoding(self._image2points.encode, images.to(self.device, non_blocking=True))
+        self._beside.wait_stream(self._at.current_stream())
+        with self._at.stream(self._beside):
+            tokens = self._encoding(self._image2points.encode, images.to(self.device, non_blocking=True))
+        return Encoded(tokens, self._beside.record_event())
 
-    def encode(self, images: Tensor, first: int, tokens: Tensor | None = None) -> None:
+    def encode(self, images: Tensor, first: int, encoded: Encoded | None = None) -> None:
         """Add frames (N, 3, H, W), numbered from `first`.
 
         Args:
             images: the frames, on the CPU.
             first: number of the first.
-            tokens: what `encoded` gave for them, when that was begun before.
+            encoded: what the method of that name gave for them, when that was begun before.
 
         Raises:
             ValueError: they are not of the size of those before.
@@ -112,9 +127,9 @@ class Scene:
         if self.views and size != self.size:
             raise ValueError(f'frame {first} has {size} pixels, those before {self.size}: crop all to one size')
         self.size = size
-        tokens = self.encoded(images) if tokens is None else tokens
-        present = self._streams.current_stream()
-        present.wait_stream(self._beside)
+        tokens, done = encoded or self.encoded(images)
+        present = self._at.current_stream()
+        present.wait_event(done)  # and not for the frame after it, which may be under way
         if tokens.is_cuda:  # its memory is the other stream's
             tokens.record_stream(present)
         self.add(tokens, first)
@@ -146,8 +161,8 @@ class Scene:
         if len(windows[0]) < 2:
             raise ValueError(f'a window needs two views at least, got {windows[0]}')
         tokens = torch.cat([self._tokens(window) for window in windows], dim=1)  # (V, B, S, E)
-        others = [i for i in range(len(tokens)) if i != reference]
-        return self._decoding(self._image2points, tokens[[reference]], tokens[others], *self.size, wanted=wanted)
+        own, others = tokens[reference : reference + 1], torch.cat([tokens[:reference], tokens[reference + 1 :]])
+        return self._decoding(self._image2points, own, others, *self.size, wanted=wanted)
 
     def locate(self, number: int, neighbours: Sequence[int]) -> None:
         """Find the local map of a frame with the help of its neighbours."""
