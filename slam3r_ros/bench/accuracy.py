@@ -161,7 +161,7 @@ class RoundedLinear(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Turn tokens (..., in) into (..., out) of the weights' type."""
         found = self.product(tokens.to(self.dtype).float()).to(self.dtype)
-        self.largest = max(self.largest, float(found.abs().max().nan_to_num(nan=torch.inf)))
+        self.largest = max(self.largest, float(found.abs().max().nan_to_num(nan=torch.inf, posinf=torch.inf)))
         return found
 
 
