@@ -306,3 +306,22 @@ def test_frames_that_were_foreseen_come_out_the_same(monkeypatch):
         assert (output.pose is None) == (other.pose is None) and len(output.keyframes) == len(other.keyframes)
         assert output.pose is None or np.array_equal(output.pose.T_map_camera, other.pose.T_map_camera)
         assert all(np.array_equal(a.pointmap, b.pointmap, True) for a, b in zip(output.keyframes, other.keyframes))
+
+
+def test_networks_that_overflow_are_an_error_that_names_the_precision(monkeypatch):
+    engine = make()
+    run(engine, frames(20))
+    know = OracleLocal2World.__call__
+
+    def overflow(self, *arguments, **options):
+        none, maps = know(self, *arguments, **options)
+        return none, maps._replace(confidence=torch.full_like(maps.confidence, torch.nan))
+
+    monkeypatch.setattr(OracleLocal2World, '__call__', overflow)
+    with pytest.raises(EngineError, match='overflow in float32: set another precision, and reset the map'):
+        engine.process(frames(21)[20])
+    assert len(engine.trajectory()) == 20
+    monkeypatch.undo()
+    engine.reset()
+    _, keyframes = run(engine, frames(20))
+    assert keyframes and engine.state == State.TRACKING

@@ -17,7 +17,7 @@ and add up in float32.  Only the attention's scores are rounded too in bfloat16,
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from slam3r_ros.bench import golden, workload
 from slam3r_ros.bench.mesher import Figure
+from slam3r_ros.bench.witness import Witness
 from slam3r_ros.bench.workload import MIN_CONFIDENCE, SIZES, converted, point_error
 from slam3r_ros.engines.slam3r.checkpoints import NETWORKS
 from slam3r_ros.engines.slam3r.config import OFFICIAL, SIDE, NetworkConfig
-from slam3r_ros.engines.slam3r.networks import Maps
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
 from slam3r_ros.engines.slam3r.precision import CastLinear, PackedLinear, choose
 from slam3r_ros.engines.slam3r.preprocess import square, to_tensor
@@ -231,41 +231,6 @@ def worlds(scene: Scene, images: Iterable[np.ndarray], settings: Settings) -> li
     registered = (each for image in images for each in pipeline.process(to_tensor(image)))
     found = {number: view.world[::THIN, ::THIN].cpu() for number, view in registered}
     return [found[number] for number in sorted(found)]
-
-
-class Witness(Scene):
-    """A scene that notes what all choices rest on, confidences and retrieved frames; or takes them from such notes."""
-
-    def __init__(self, networks: Sequence[nn.Module], followed: Sequence[object] | None = None) -> None:
-        """Take networks, and the notes of another scene for the same frames."""
-        super().__init__(*networks, MIN_CONFIDENCE)
-        self.notes: list[object] = []
-        self._followed = None if followed is None else iter(followed)
-
-    def _agreed(self, find: Callable[[], object]) -> object:
-        if self._followed is not None:
-            return next(self._followed)
-        self.notes.append(find())
-        return self.notes[-1]
-
-    def reconstruct(self, *arguments: object, **named: object) -> tuple[Maps, Maps | None]:
-        """Reconstruct windows, see `Scene`."""
-        sides = super().reconstruct(*arguments, **named)
-        confidences = self._agreed(lambda: [side and side.confidence.clone() for side in sides])
-        return tuple(side and Maps(side.points, confidence) for side, confidence in zip(sides, confidences))
-
-    def register(self, sources: Sequence[int], references: Sequence[int]) -> None:
-        """Find world maps, see `Scene`."""
-        super().register(sources, references)
-        views = [self.views[number] for number in sources]
-        confidences = self._agreed(lambda: [view.confidence.clone() for view in views])
-        for view, confidence in zip(views, confidences):
-            view.confidence, view.mean = confidence, confidence.mean()
-
-    def retrieve(self, *arguments: object) -> list[int]:
-        """Choose scene frames, see `Scene`."""
-        choose = super().retrieve
-        return self._agreed(lambda: choose(*arguments))
 
 
 def compare(what: str, precision: str, pairs: Iterable[tuple[Tensor, Tensor]]) -> Row:

@@ -19,9 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -34,10 +33,10 @@ import rclpy
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.publisher import Publisher
 from tf2_msgs.msg import TFMessage
 
 from slam3r_ros.bench.mesher import Figure
+from slam3r_ros.bench.stage_times import Times, timed
 from slam3r_ros.engines import create_engine
 from slam3r_ros.engines.protocol import Engine
 from slam3r_ros.engines.slam3r.weights import available
@@ -48,8 +47,6 @@ from slam3r_ros.nodes import playback
 from slam3r_ros.nodes import slam3r as slam3r_node
 from slam3r_ros.transport.stamps import from_stamp
 from slam3r_ros.transport.tuning import tuning
-from slam3r_ros.video import file as video_file
-from slam3r_ros.video.decoder import Decoder
 from slam3r_ros.video.source import open_source
 from slam3r_ros.video.synthetic import FPS, write_video
 
@@ -62,8 +59,6 @@ MAX_LATENCY = 100.0  # milliseconds, of 95 in 100 poses
 MIN_POSES = 0.5  # of the frames: what is dropped is never late
 MIN_SHARE = 0.9  # of the frames a second that the engine does alone
 READY = 0.25  # of the frames, after which everything is compiled, recorded and in the caches: rates count from there
-
-Times = dict[str, dict[int, tuple[int, int]]]  # by stage, then by stamp: when it began and ended, monotonic nanoseconds
 
 
 class Run(NamedTuple):
@@ -175,54 +170,6 @@ def run_alone(video: str, selector: FrameSelector, engine: Engine) -> dict[int, 
             engine.process(frame)
             times[frame.stamp] = start, time.monotonic_ns()
     return times
-
-
-@contextmanager
-def timed(engine: str) -> Iterator[Times]:
-    """Note when the functions that make up the stages are called; pictures are known by number, frames by stamp."""
-    if engine == 'slam3r':
-        from slam3r_ros.engines.slam3r.engine import Slam3rEngine as engine_class
-    else:
-        from slam3r_ros.engines.geometric.engine import GeometricEngine as engine_class
-    from slam3r_ros.transport.ends import Publisher as BusPublisher
-
-    times: Times = defaultdict(dict)
-
-    def key_of_frame(_: object, frame: Any) -> int:
-        return frame.stamp
-
-    def key_of_bus(publisher: BusPublisher, value: Any) -> int | None:
-        return value.stamp if publisher.topic_name.endswith('/frames') else None
-
-    def key_of_tf(publisher: Publisher, message: Any) -> int | None:
-        return from_stamp(message.transforms[0].header.stamp) if publisher.topic_name == '/tf' else None
-
-    def wrap(place: Any, name: str, stage: str, key: Callable[..., int | None] | None) -> Any:
-        function = getattr(place, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            start = time.monotonic_ns()
-            try:
-                return function(*arguments, **options)
-            finally:
-                number = len(times[stage]) if key is None else key(*arguments)
-                if number is not None:
-                    times[stage][number] = start, time.monotonic_ns()
-
-        return patch.object(place, name, call)
-
-    with ExitStack() as stack:
-        for each in (
-            (Decoder, 'decode', 'decode', None),
-            (video_file, 'picture', 'convert', None),
-            (BusPublisher, 'publish', 'hand on', key_of_bus),
-            (FrameSelector, 'select', 'select', key_of_frame),
-            (engine_class, 'foresee', 'foresee', key_of_frame),
-            (engine_class, 'process', 'engine', key_of_frame),
-            (Publisher, 'publish', 'publish', key_of_tf),
-        ):
-            stack.enter_context(wrap(*each))
-        yield times
 
 
 def listen(video: Path, pace: str, arguments: argparse.Namespace) -> Run:

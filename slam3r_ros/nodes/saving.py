@@ -3,10 +3,18 @@
 """What the map services of two nodes have in common: reading the request, and staying in the folder for maps."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from slam3r_ros.engines.protocol import Engine
+from slam3r_ros.mapping.trajectory import write_tum
+from slam3r_ros.meshing.export import write_cloud
 from slam3r_ros.srv import SaveMap
 
+MAP = 'map.npz'  # what load_map reads
 _FORMATS = ('', 'all', 'ply', 'glb')
 _METHODS = ('', 'tsdf', 'poisson')
 
@@ -50,3 +58,40 @@ def files_to_write(request: SaveMap.Request, names: tuple[str, ...], map_folder:
     except OSError as error:
         raise SaveError(f'{folder} cannot be made: {error.strerror}') from None
     return paths
+
+
+def save(
+    engine: Engine, points: tuple[np.ndarray, ...], request: SaveMap.Request, map_folder: str
+) -> Callable[[], dict[str, Any]]:
+    """Write an engine's maps, and return what writes the rest: trajectories and cloud.
+
+    Args:
+        engine: No frame changes its map meanwhile.
+        points: Of the cloud, as `write_cloud` takes them.
+        request: As it came.
+        map_folder: Nothing is written elsewhere.
+
+    Returns:
+        A function that may take long, and gives the fields of the answer.
+
+    Raises:
+        SaveError: There is nothing to save, or as in `files_to_write`.
+    """
+    if not (trajectory := engine.trajectory()):
+        raise SaveError('there is no pose yet, nothing was written; map something first')
+    files: dict[str, Callable[[Path], None]] = {'trajectory.tum': lambda path: write_tum(path, trajectory)}
+    for number, other in enumerate(engine.other_trajectories(), 1):  # each in a frame of its own
+        files[f'trajectory_{number}.tum'] = lambda path, other=other: write_tum(path, other)
+    if len(points[0]):
+        files['cloud.ply'] = lambda path: write_cloud(path, *points)
+    paths = files_to_write(request, (MAP, *files) if engine.can_save else tuple(files), map_folder)
+    if engine.can_save:
+        engine.save(paths[0])
+
+    def write() -> dict[str, Any]:
+        for path in paths:
+            if path.name in files:
+                files[path.name](path)
+        return {'files': [str(path) for path in paths]}
+
+    return write

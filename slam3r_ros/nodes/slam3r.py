@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from std_srvs.srv import Trigger
@@ -14,17 +13,14 @@ from std_srvs.srv import Trigger
 from slam3r_ros.engines import create_engine
 from slam3r_ros.engines.protocol import EngineError, EngineOutput
 from slam3r_ros.gpu_memory import limit_gpu_memory, torch_gpu_memory
-from slam3r_ros.mapping.trajectory import write_tum
-from slam3r_ros.meshing.export import write_cloud
 from slam3r_ros.nodes.base import PipelineNode, run
 from slam3r_ros.nodes.outputs import CloudOutput, PoseOutput
-from slam3r_ros.nodes.saving import SaveError, files_to_write, in_map_folder
+from slam3r_ros.nodes.saving import MAP, in_map_folder, save
 from slam3r_ros.nodes.status import StatusOutput, resident_bytes
 from slam3r_ros.srv import LoadMap, SaveMap, SetScale
 from slam3r_ros.transport.bus import create_publisher, create_subscription
 from slam3r_ros.values import Frame, Keyframe, SlamStatus, State
 
-_MAP = 'map.npz'  # in the folder of save_map: what load_map reads
 _PATIENCE = 30.0  # seconds that a frame may go on when a pause is asked for
 _ON_THEIR_WAY = 64  # frames at most, when the clock goes back
 _HANDING_ON = 10.0  # seconds until load_map and set_scale answer though readers have not taken all keyframes
@@ -222,14 +218,6 @@ class Slam3r(PipelineNode):
         self._poses.publish_path()
         self._clouds.publish_map()
 
-    def _publish_change(self) -> None:
-        """Publish the status at once when something in it has changed that others wait for."""
-        if self._news() != self._told:
-            self._status.publish()
-
-    def _news(self) -> tuple:
-        return self._state, self._finished, self._map_id, self._engine.scale_known, self.last_error
-
     def _make_status(self) -> SlamStatus:
         engine = self._engine
         return SlamStatus(
@@ -291,32 +279,13 @@ class Slam3r(PipelineNode):
         self._check_active()
         if not request.path:
             raise EngineError('path is empty; name a folder that save_map wrote')
-        self._engine.load(in_map_folder(request.path, self.parameters.map_folder) / _MAP)
+        self._engine.load(in_map_folder(request.path, self.parameters.map_folder) / MAP)
         self._next_id = 0  # the stream that comes may be another one
         rest, map_id, count = self._begin_whole(), self._map_id, len(self._engine.trajectory())
         return lambda: {'map_id': map_id, 'message': f'map {map_id}: {count} keyframes{rest()}'}
 
     def _save(self, request: SaveMap.Request) -> Callable[[], dict[str, Any]]:
-        engine, points = self._engine, self._clouds.map.points()
-        if not (trajectory := engine.trajectory()):
-            raise SaveError('there is no pose yet, nothing was written; map something first')
-        files: dict[str, Callable[[Path], None]] = {'trajectory.tum': lambda path: write_tum(path, trajectory)}
-        for number, other in enumerate(engine.other_trajectories(), 1):  # each in a frame of its own
-            files[f'trajectory_{number}.tum'] = lambda path, other=other: write_tum(path, other)
-        if len(points[0]):
-            files['cloud.ply'] = lambda path: write_cloud(path, *points)
-        names = (_MAP, *files) if engine.can_save else tuple(files)
-        paths = files_to_write(request, names, self.parameters.map_folder)
-        if engine.can_save:
-            engine.save(paths[0])  # while no frame changes the map
-
-        def write() -> dict[str, Any]:
-            for path in paths:
-                if path.name in files:
-                    files[path.name](path)
-            return {'files': [str(path) for path in paths]}
-
-        return write
+        return save(self._engine, self._clouds.map.points(), request, self.parameters.map_folder)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -204,10 +204,7 @@ class Slam3rEngine(SingleMap):
         if not registered:
             return EngineOutput(None)
         if not all(np.isfinite(maps.confidence).all() for _, maps in seen):
-            raise EngineError(
-                f'frame {frame.id}: the networks gave numbers that are not finite: take another precision than '
-                f'{self.precision}, and reset the map'
-            )
+            raise self._models.overflown()
         start = time.perf_counter()
         for waiting, maps in seen:
             if not waiting.camera:
@@ -281,9 +278,8 @@ class Slam3rEngine(SingleMap):
 
     def trajectory(self) -> list[Pose]:
         """Return the pose of every frame that has one, in order; of a very long stream, see `MAX_FRAMES`."""
-        return [
-            Pose(int(id), int(stamp), rigid(T[:, :3], T[:, 3]), State(state)) for id, stamp, state, T in self._poses.all
-        ]
+        rows = self._poses.all
+        return [Pose(int(id), int(stamp), rigid(T[:, :3], T[:, 3]), State(state)) for id, stamp, state, T in rows]
 
     def reset(self) -> None:
         """Forget everything; the next keyframes carry the next `map_id`."""

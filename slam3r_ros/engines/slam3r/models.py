@@ -108,6 +108,10 @@ class Models:
             f'set, or take {smaller}engine:=geometric ({str(error).splitlines()[0]})'
         )
 
+    def overflown(self) -> EngineError:
+        """Return what is said when the networks' numbers are not finite."""
+        return EngineError(f'the networks overflow in {self.precision}: set another precision, and reset the map')
+
 
 def _threads() -> int:
     """Return how many threads to compute with: of three cores or more, one is left to the rest of ROS.
