@@ -14,8 +14,10 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from nodes_stubs import FRAMES, StubEngine, StubSource, images
+from rclpy.context import Context
 from rclpy.parameter import Parameter
 from ros_helpers import PACE, quick, ros_fixture, wait_until  # noqa: F401
 from std_srvs.srv import Trigger
@@ -193,6 +195,15 @@ def test_a_node_that_was_unloaded_is_not_missed(ros, monkeypatch):
         node.destroy_node()
     wait_until(lambda: 'keyframe_selector' not in health(port)['nodes'])
     assert 'mesher' in health(port)['nodes']
+
+
+def test_a_node_goes_quietly_after_its_context(ros):
+    """As a signal has it when the node runs alone."""
+    context = Context()
+    rclpy.init(context=context, domain_id=ros.domain)
+    node = KeyframeSelector(context=context)
+    context.shutdown()
+    node.destroy_node()
 
 
 def test_nodes_of_another_namespace_do_not_count(ros):

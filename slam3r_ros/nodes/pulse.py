@@ -58,8 +58,8 @@ class Pulse:
                 return
             self._node.destroy_timer(self._timer)
             self._timer = None
-            if self._publisher.get_subscription_count() and not self._node.failure:
-                with suppress(RuntimeError):  # of rcl: the context ends
+            with suppress(RuntimeError):  # of rcl: the context has ended, as after a signal, and nothing can be told
+                if self._publisher.get_subscription_count() and not self._node.failure:
                     self._tell(DiagnosticStatus.STALE, ENDED, {})
                     self._publisher.wait_for_all_acked(Duration(seconds=_FAREWELL))
 
