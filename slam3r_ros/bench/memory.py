@@ -3,8 +3,8 @@
 """`slam3r bench memory`: what SLAM3R takes of a GPU, counted without one.
 
 The engine's pipeline runs on torch's device `meta`, where tensors have shapes and no values, with the scene buffer full,
-while the bytes of all tensors that live there are counted, in the allocator's steps of 512; what it keeps in reserve is not.  Attention counts as
-its fused kernels do it: the result and a number per query, never the scores.  What CUDA graphs keep is counted by
+while the bytes of all tensors that live there are counted, in the allocator's steps of 512; what it keeps in reserve is
+not.  Attention counts as its fused kernels do it: the result and a number per query, never the scores.  What CUDA graphs keep is counted by
 recording them in name only.  CUDA itself and cuBLAS take some more.
 """
 

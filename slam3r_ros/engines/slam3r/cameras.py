@@ -102,7 +102,8 @@ class Cameras:
         if min(maps.valid.mean() for maps, _ in keyframes) < MIN_VALID:
             raise PoseError('the first keyframes have hardly any confident points')
         cameras = [self.locate(maps, given).T_world_camera for maps, given in keyframes]
-        depths = [transform(invert(T), maps.world[maps.valid].astype(float))[:, 2] for T, (maps, _) in zip(cameras, keyframes)]
+        seen = (maps.world[maps.valid].astype(float) for maps, _ in keyframes)
+        depths = [transform(invert(T), points)[:, 2] for T, points in zip(cameras, seen)]
         depth = float(np.median(np.concatenate(depths)))
         if depth <= 0:
             raise PoseError('most points of the first keyframes lie behind the camera')

@@ -63,15 +63,18 @@ def square(image: np.ndarray, side: int = SIDE, upscale_bicubic: bool = False) -
         The square (side, side, 3) uint8 and how it was cut.
     """
     height, width = image.shape[:2]
-    short, long = sorted((width, height))
-    length = round(side * long / short)
-    size = (side, length) if width < height else (length, side)
-    bicubic = upscale_bicubic and long <= length
+    size, crop = _cut(height, width, side)
+    bicubic = upscale_bicubic and max(height, width) <= max(size)
     # Pillow's antialiased filters, rounded to bytes between the two passes: no other resize gives the same pixels.
     resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC if bicubic else Image.Resampling.LANCZOS)
-    left, top = size[0] // 2 - side // 2, size[1] // 2 - side // 2
-    cut = resized.crop((left, top, left + side, top + side))
-    return np.asarray(cut), Crop(size[0] / width, size[1] / height, left, top)
+    cut = resized.crop((crop.left, crop.top, crop.left + side, crop.top + side))
+    return np.asarray(cut), crop
+
+
+def _cut(height: int, width: int, side: int) -> tuple[tuple[int, int], Crop]:
+    """Return the width and height to which an image is resized, and how the square is cut from that."""
+    columns, rows = (round(side * length / min(height, width)) for length in (width, height))
+    return (columns, rows), Crop(columns / width, rows / height, columns // 2 - side // 2, rows // 2 - side // 2)
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -116,9 +119,9 @@ def _filter(weights: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=4)  # cameras
 def _filters(height: int, width: int, side: int, device: str) -> tuple[Crop, int, int, torch.Tensor, torch.Tensor]:
     """Return the crop, the columns that matter, and the weights (3, side, w) across and (3, side, H) down."""
-    rows, columns = (round(side * length / min(height, width)) for length in (height, width))
-    left, top = columns // 2 - side // 2, rows // 2 - side // 2
-    across, down = _weights(width, columns)[left : left + side], _weights(height, rows)[top : top + side]
+    (columns, rows), crop = _cut(height, width, side)
+    across = _weights(width, columns)[crop.left : crop.left + side]
+    down = _weights(height, rows)[crop.top : crop.top + side]
     matter = np.flatnonzero(across.any(axis=0))
     first, last = matter[0], matter[-1] + 1
     low = (1 << _PART) - 1
@@ -126,7 +129,7 @@ def _filters(height: int, width: int, side: int, device: str) -> tuple[Crop, int
         torch.from_numpy(np.stack([w >> 2 * _PART, w >> _PART & low, w & low])).float().to(device)
         for w in (across[:, first:last], down)
     )
-    return Crop(columns / width, rows / height, left, top), first, last, across, down
+    return crop, first, last, across, down
 
 
 def _weights(before: int, after: int) -> np.ndarray:
