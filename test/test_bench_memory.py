@@ -133,9 +133,10 @@ def test_the_command_tells_all(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize('precision', ['float16', 'float32'])
 def test_a_gpu_takes_what_was_counted(precision):
     expected = counted(workload.SIZES['small'], precision)
-    for stream in (torch.cuda.current_stream(), *streams_of(torch.device('cuda', 0))):
-        with torch.cuda.stream(stream):
-            torch.ones(8, 8, device='cuda') @ torch.ones(8, 8, device='cuda')  # cuBLAS takes its own
+    for stream in (torch.cuda.current_stream(), streams_of(torch.device('cuda', 0))[0]):
+        for dtype in (torch.float32, getattr(torch, precision)):  # cuBLAS and cuBLASLt take their own
+            with torch.cuda.stream(stream):
+                torch.nn.Linear(8, 8, device='cuda', dtype=dtype)(torch.ones(8, 8, device='cuda', dtype=dtype))
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     walk = walked(workload.SIZES['small'], 224, 'cuda', precision)

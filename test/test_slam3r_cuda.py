@@ -1,6 +1,6 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The networks, pipelines and engine on a GPU, in every precision; beside torch only the engine needs other packages."""
+"""The networks, pipelines and engine on a GPU, in each precision; beside torch only the engine needs other packages."""
 
 import copy
 
@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip('torch', reason='the networks need torch')
 
 from slam3r_long_stream import TINY
+from torch.nn.attention import SDPBackend
 
 from slam3r_ros.bench.savings import Step, time_pairs
 from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World
@@ -67,6 +68,13 @@ def test_float32_gives_what_the_cpu_gives(networks):
 def test_reduced_precision_is_near(networks, precision):
     for found, expected in zip(results_of(networks[precision]), results_of(networks['cpu'])):
         assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_attention_is_compiled_already(networks, dtype):
+    """CuDNN's, which torch takes first on Hopper, would be compiled for each shape."""
+    parts = [torch.empty(2, 3, 49, 64, device=DEVICE, dtype=dtype) for _ in range(3)]
+    assert SDPBackend(torch._fused_sdp_choice(*parts)) == SDPBackend.FLASH_ATTENTION
 
 
 @PRECISIONS
@@ -153,9 +161,8 @@ def test_engine_with_networks(engine_of, networks, precision):
     """Random weights see nothing of use, but every frame goes through."""
     from slam3r_ros.values import Frame
 
-    engine = engine_of(
-        networks=networks[precision], side=SIDE, device=DEVICE, precision=precision, settings=Settings(min_confidence=1.01)
-    )
+    settings = Settings(min_confidence=1.01)
+    engine = engine_of(networks=networks[precision], side=SIDE, device=DEVICE, precision=precision, settings=settings)
     pictures = np.random.default_rng(0).integers(0, 256, (60, 48, 64, 3), np.uint8)
     for number, picture in enumerate(pictures):
         output = engine.process(Frame(number, number, picture, stride=2))

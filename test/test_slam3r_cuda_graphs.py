@@ -1,9 +1,11 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded calls and frames encoded beside others; on the CPU a recording computes anew from where its arguments lie."""
+"""Recorded calls and frames encoded beside others; on a CPU a recording computes anew from where its arguments lie."""
 
 import logging
+from contextlib import contextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +14,7 @@ torch = pytest.importorskip('torch', reason='the networks need torch')
 from one_thread import one_thread  # noqa: F401
 from slam3r_long_stream import TINY
 
-from slam3r_ros.engines.slam3r.cuda_graphs import OFTEN, CudaGraphs
+from slam3r_ros.engines.slam3r.cuda_graphs import OFTEN, CudaGraphs, streams_of
 from slam3r_ros.engines.slam3r.networks import Image2Points, Local2World, Maps
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
 from slam3r_ros.engines.slam3r.scene import Scene
@@ -221,9 +223,6 @@ class Stream:
     def __init__(self):
         self.told, self.done = [], 0
 
-    def wait_stream(self, other):
-        self.told.append(('stream', other))
-
     def record_event(self):
         self.done += 1
         return self, self.done
@@ -236,21 +235,88 @@ def test_a_frame_waits_for_its_own_encoding_only(networks, images, monkeypatch):
     """Not for that of the next one, which has begun by then."""
     scene = Scene(*networks, 1.5)
     scene._beside, present = Stream(), Stream()
-    monkeypatch.setattr(torch.cpu, 'current_stream', lambda: present)
+    monkeypatch.setattr(torch.cpu, 'current_stream', lambda device: present)
+    scene.networks = networks
     pipeline, encoded = OnlinePipeline(scene, SETTINGS), None
     for image, following in pairwise(images[:5]):
         coming = scene.encoded(following[None])
         pipeline.process(image, encoded)
         encoded = coming
-    assert scene._beside.told == [('stream', present)] * 5  # the weights may be on their way
+    assert scene._beside.told == [(present, 1)] * 5  # the weights may be on their way
     assert present.told == [(scene._beside, number) for number in (2, 1, 3, 4)]  # the first was not foreseen
 
 
-def test_scenes_share_their_streams(networks):
-    """Each stream costs a GPU a workspace that it never gets back."""
+def test_nothing_but_recordings_is_done_on_their_stream(networks):
+    """Else what another scene does meanwhile, on another thread, would be recorded instead of done."""
     first, second = Scene(*networks, 1.5), Scene(*networks, 1.5)
-    assert first._beside is second._beside and first._beside is not first._recorder
-    assert first._encoding._stream is first._beside and first._decoding._stream is first._recorder
+    assert first._beside is second._beside and first._recorder is second._recorder is not first._beside
+    assert first._encoding._stream is first._decoding._stream is first._recorder
+
+
+def test_streams_are_of_the_device_that_computes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda device: (device, object()))
+    (one, a), (other, b) = streams_of.__wrapped__(torch.device('cuda', 1))
+    assert one == other == torch.device('cuda', 1) and a is not b
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What torch is told when a call is recorded, on a GPU that is not there."""
+    told, streams = [], []
+
+    @contextmanager
+    def stream(which):
+        before = streams.copy()
+        streams.append(which)
+        try:
+            yield
+        finally:
+            streams[:] = before
+
+    @contextmanager
+    def graph(graph, pool, stream, capture_error_mode):
+        told.append(('begin', pool, stream.name, capture_error_mode))
+        streams.append(stream)
+        yield  # what fails leaves the stream
+        told.append('end')
+        streams.pop()
+
+    monkeypatch.setattr(torch.cuda, 'CUDAGraph', lambda: SimpleNamespace(replay=lambda: told.append('replay')))
+    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, 'stream', stream)
+    monkeypatch.setattr(torch.cuda, 'graph', graph)
+    for name in ('_cuda_endAllocateToPool', '_cuda_releasePool', '_cuda_clearCublasWorkspaces'):
+        monkeypatch.setattr(torch._C, name, lambda *place, name=name: told.append((name, *place)), raising=False)
+    yield told
+    assert not streams
+
+
+RECORDER = SimpleNamespace(name='recorder', device_index=3)
+
+
+def test_a_recording_keeps_its_workspace_in_its_pool(told):
+    """And torch does not take it away with another recording of the same stream (pytorch/pytorch#193402)."""
+    graphs = CudaGraphs(True, RECORDER)
+    for _ in range(2):
+        result, replay = graphs.record(lambda: told.append('call') or 5)
+        replay()
+        assert result == 5
+    begin = ('begin', (0, 7), 'recorder', 'thread_local')
+    assert told == 2 * [begin, 'call', 'end', ('_cuda_clearCublasWorkspaces',), 'replay']
+
+
+@pytest.mark.parametrize('ended', [False, True])
+def test_a_recording_that_fails_leaves_the_allocator_as_it_was(told, monkeypatch, ended):
+    """Where torch could not end it; else torch has done the same."""
+    def fail():
+        raise RuntimeError('operation not permitted when stream is capturing')
+
+    if ended:
+        monkeypatch.setattr(torch._C, '_cuda_endAllocateToPool', lambda *place: fail())
+    with pytest.raises(RuntimeError, match='not permitted'):
+        CudaGraphs(True, RECORDER).record(fail)
+    names = [] if ended else ['_cuda_endAllocateToPool', '_cuda_releasePool']
+    assert told[1:] == [*((name, 3, (0, 7)) for name in names), ('_cuda_clearCublasWorkspaces',)]
 
 
 @pytest.fixture
@@ -280,6 +346,19 @@ def test_on_a_gpu_it_gives_what_it_gives_without(on_gpu, images, caplog, ahead):
     assert len(scene._encoding._recordings) == 1 and len(scene._decoding._recordings) >= 4, caplog.messages
     distance = (results[1] - results[0]).flatten(1).norm(dim=1) / results[0].flatten(1).norm(dim=1)
     assert distance.max() < 0.02
+
+
+def test_on_a_gpu_recordings_stay_when_others_go(on_gpu, images):
+    """What cuBLAS works in is freed with the recording it was taken for, and with no other."""
+    expected = worlds(OnlinePipeline(Scene(*on_gpu, 1.5, cuda_graphs=False), SETTINGS), images)
+    kept, gone = (OnlinePipeline(Scene(*on_gpu, 1.5), SETTINGS) for _ in range(2))
+    found = worlds(kept, images[:40])
+    worlds(gone, images[:40])
+    assert kept.scene._decoding._recordings and gone.scene._decoding._recordings
+    del gone
+    torch.cuda.empty_cache()
+    found += worlds(kept, images[40:])
+    assert max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)) < 0.02
 
 
 def test_on_a_gpu_another_thread_may_work_meanwhile(on_gpu, images):

@@ -245,12 +245,15 @@ def test_images_of_any_size_are_cut_to_the_square(shape):
 
 def test_frames_may_change_their_size():
     engine = make()
-    stream = [replace(f, image=np.kron(f.image, np.ones((2, 2, 1), np.uint8)) if f.id % 2 else f.image) for f in frames(20)]
+    twice = np.ones((2, 2, 1), np.uint8)
+    stream = [replace(f, image=np.kron(f.image, twice) if f.id % 2 else f.image) for f in frames(20)]
     run(engine, stream)
     assert len(engine.trajectory()) == 20
 
 
-@pytest.mark.parametrize('picture', [np.zeros((0, 5, 3), np.uint8), np.zeros(7), np.zeros((5, 5, 2)), np.zeros((5, 5), int)])
+@pytest.mark.parametrize('picture', [
+    np.zeros((0, 5, 3), np.uint8), np.zeros(7), np.zeros((5, 5, 2)), np.zeros((5, 5), int),
+])  # fmt: skip
 def test_what_is_no_image_is_refused(picture):
     with pytest.raises(EngineError, match='frame 0: an image'):
         make().process(Frame(0, 0, picture))
@@ -289,19 +292,26 @@ def test_a_core_is_left_to_the_rest(monkeypatch, cores, threads):
 
 
 def test_frames_that_were_foreseen_come_out_the_same(monkeypatch):
-    """Whether they come or not; each is cut and encoded once."""
+    """Whether they come or not; each is encoded once, when the work on the one before has begun."""
     stream, other = frames(40, stride=4), Frame(7, 7000, image(3))
     expected = run(make(), stream)
-    engine, encoded = make(), []
-    encode = OracleImage2Points.encode
-    monkeypatch.setattr(OracleImage2Points, 'encode', lambda self, batch: encoded.append(1) or encode(self, batch))
+    engine, calls = make(), []
+    encode, register = OracleImage2Points.encode, OracleLocal2World.__call__
+
+    def note(self, *arguments, **options):
+        calls.append('register')
+        return register(self, *arguments, **options)
+
+    monkeypatch.setattr(OracleImage2Points, 'encode', lambda self, batch: calls.append('encode') or encode(self, batch))
+    monkeypatch.setattr(OracleLocal2World, '__call__', note)
     found = []
     for number, frame in enumerate(stream):
         if engine._pipeline:
             engine._pipeline.scene.can_do_two = True  # as on a GPU
             engine.foresee(other if number == 20 else stream[min(number + 1, 39)])
         found.append(engine.process(frame))
-    assert len(encoded) == 40 + 2  # one in vain, and the last twice
+    assert calls.count('encode') == 40 + 1  # one in vain
+    assert calls[-8:] == 4 * ['register', 'encode'] or calls[-7:] == [*3 * ['register', 'encode'], 'register']
     for output, other in zip(found, expected[0], strict=True):
         assert (output.pose is None) == (other.pose is None) and len(output.keyframes) == len(other.keyframes)
         assert output.pose is None or np.array_equal(output.pose.T_map_camera, other.pose.T_map_camera)

@@ -1,6 +1,6 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The networks in each precision and layout beside the plain ones; the ratios of time are `slam3r bench inference`'s."""
+"""The networks in each precision and layout beside the plain ones; ratios of time are `slam3r bench inference`'s."""
 
 import copy
 
@@ -55,7 +55,8 @@ def errors(found, expected):
 
 def test_float32_by_onednn_is_exact(plain):
     networks = converted(plain, 'float32')
-    assert not any(isinstance(block.mlp.fc1, torch.nn.Linear) for block in networks[0].enc_blocks) or not module._has_onednn()
+    linear = [isinstance(block.mlp.fc1, torch.nn.Linear) for block in networks[0].enc_blocks]
+    assert not any(linear) or not module._has_onednn()
     assert max(errors(results_of(networks), results_of(plain))) < 1e-5
 
 
@@ -74,6 +75,18 @@ def test_layers_of_a_gpu_are_near_on_the_cpu_too(plain, precision):
         assert isinstance(layer, CastLinear) and layer.weight.dtype == getattr(torch, precision)
     found = errors(results_of(networks), results_of(plain))
     assert 1e-5 < max(found) < {'bfloat16': 0.02, 'float16': 0.003}[precision], found
+
+
+def test_torch_takes_no_kernel_that_waits_for_its_compiler_or_sums_in_half_precision(plain):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    products = torch.backends.cuda.matmul
+    products.allow_fp16_reduced_precision_reduction = products.allow_bf16_reduced_precision_reduction = True
+    converted(plain[:1], 'float32')
+    assert torch.backends.cuda.cudnn_sdp_enabled() and products.allow_fp16_reduced_precision_reduction  # it is a CPU
+    converted(plain[:1], 'float16', 'cuda')
+    assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+    assert not products.allow_fp16_reduced_precision_reduction
+    assert not products.allow_bf16_reduced_precision_reduction
 
 
 def test_int8_rounds_each_token_by_its_own_largest_number():

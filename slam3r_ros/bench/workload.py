@@ -195,11 +195,10 @@ class FastStep:
 
     def __call__(self) -> View:
         """Do the step: all but the retrieval."""
-        coming = self.scene.encoded(self._image) if self._ahead else None  # as the engine is told of a frame that waits
         self.scene.encode(self._image, 0, self._coming)
-        self._coming = coming
         self.locate()
         self.register()
+        self._coming = self.scene.encoded(self._image) if self._ahead else None  # as the engine does with what waits
         return self.scene.views[0]
 
 

@@ -22,17 +22,17 @@ log = logging.getLogger(__name__)
 OFTEN = 10  # calls of the same shapes, from which on they are replayed
 _MOST = 12  # recordings; a stream asks for eight in the end, and for others while its scene frames are few
 _NEAR = 1e-2  # relative distance of what is replayed from what was computed: another kernel may have been chosen
-_one_at_a_time = threading.Lock()  # recordings in this process: a second one would wait for the GPU, which spoils the first
+_one_at_a_time = threading.Lock()  # recordings in this process: a second would wait for the GPU, which spoils the first
 
 
 @cache
 def streams_of(device: torch.device) -> tuple[Any, Any]:
-    """Return two streams, the same ones in the whole process: cuBLAS keeps a workspace for each for ever.
+    """Return a stream to encode on and one to record on, the same ones in the whole process; those of a CPU do nothing.
 
-    Those of a CPU do nothing.
+    Whatever comes on a stream while it records is recorded, from other threads, too: the second is for nothing else.
     """
-    kind = torch.cuda.Stream if device.type == 'cuda' else torch.cpu.Stream
-    return kind(), kind()
+    make = partial(torch.cuda.Stream, device) if device.type == 'cuda' else torch.cpu.Stream
+    return make(), make()
 
 
 class Recording:
@@ -62,7 +62,7 @@ class CudaGraphs:
 
         Args:
             enabled: if not, functions are simply called.
-            stream: of CUDA, to record on: recordings of one stream share a workspace and must not run at once.
+            stream: of CUDA, to record on, and for nothing else.
         """
         self.enabled, self._stream = enabled, stream
         self._calls: Counter[Hashable] = Counter()
@@ -129,7 +129,12 @@ class CudaGraphs:
             except RuntimeError:
                 with suppress(RuntimeError):  # else the allocator may wait for ever for the end of the recording
                     torch._C._cuda_endAllocateToPool(stream.device_index, self._pool)
+                    torch._C._cuda_releasePool(stream.device_index, self._pool)
                 raise
+            finally:
+                # torch would lend cuBLAS's workspace, which is in the pool, to all recordings made on the stream, and
+                # take it from them with the first that goes.  Left to the pool, it stays as long as they do.
+                torch._C._cuda_clearCublasWorkspaces()
         return result, graph.replay
 
     def give_up(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from slam3r_ros.engines.protocol import EngineError, EngineOutput, SingleMap
 from slam3r_ros.engines.slam3r.cameras import Cameras, MapFrame, Pointmaps
 from slam3r_ros.engines.slam3r.config import SIDE
-from slam3r_ros.engines.slam3r.incoming import Foreseen, Waiting
+from slam3r_ros.engines.slam3r.incoming import Lookahead, Waiting
 from slam3r_ros.engines.slam3r.models import Models, Networks
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
 from slam3r_ros.engines.slam3r.pointmaps import relative
@@ -101,7 +101,7 @@ class Slam3rEngine(SingleMap):
         self._poses = Rows(_POSE)  # of all frames that have one
         self._last_keyframe: int | None = None  # id of the frame
         self._state = State.INITIALIZING
-        self._foreseen: deque[Foreseen] = deque(maxlen=2)  # the next frame is seen before the present one is done
+        self._ahead = Lookahead(self._side, self.device)
 
     @property
     def map_id(self) -> int:
@@ -124,16 +124,13 @@ class Slam3rEngine(SingleMap):
         """Median time of the networks and of the pose, per frame."""
         return {stage: float(np.median(times)) for stage, times in self._times.items()}
 
+    def prepare(self) -> None:
+        """Read the networks, for which the first frame would wait."""
+        self._models.get()
+
     def foresee(self, frame: Frame) -> None:
-        """Begin to encode a frame, where the device can do that beside the work on the one before."""
-        scene = self._pipeline and self._pipeline.scene
-        if not scene or not scene.networks or not scene.can_do_two:
-            return
-        try:
-            image, crop = square_on(to_rgb(frame.image), self._side, self.device)
-            self._foreseen.append(Foreseen(frame, image, crop, scene.encoded(to_tensor(image)[None])))
-        except (ValueError, torch.OutOfMemoryError):
-            pass  # `process` says why
+        """Have a frame encoded, where the device can do that beside the work on the one before."""
+        self._ahead.tell(frame)
 
     def process(self, frame: Frame) -> EngineOutput:
         """Take the next frame of the stream.
@@ -141,7 +138,7 @@ class Slam3rEngine(SingleMap):
         Raises:
             EngineError: the frame holds no image, or the device has no room for it; the next one may be taken.
         """
-        foreseen = next((each for each in self._foreseen if each.frame is frame), None)
+        foreseen = self._ahead.take(frame)
         try:
             image, crop = foreseen[1:3] if foreseen else square_on(to_rgb(frame.image), self._side, self.device)
         except ValueError as error:
@@ -194,7 +191,10 @@ class Slam3rEngine(SingleMap):
         self._waiting[self._pipeline.count] = frame
         start, full = time.perf_counter(), None
         try:
-            registered = self._pipeline.process(to_tensor(frame.image), frame.encoded)
+            scene = self._pipeline.scene
+            registered = self._pipeline.process(
+                to_tensor(frame.image), frame.encoded, meanwhile=lambda: self._ahead.begin(scene)
+            )
             seen = [(self._waiting.pop(number), Pointmaps.of(view)) for number, view in registered]
         except torch.OutOfMemoryError as error:
             full = self._models.full('even for the fewest frames at once', error)
@@ -216,7 +216,6 @@ class Slam3rEngine(SingleMap):
             except PoseError:  # too little was seen: begin anew with the next frames
                 self._pipeline = None
                 self._waiting.clear()
-                self._foreseen.clear()
                 return EngineOutput(None)
         keyframes = []
         for number, (waiting, maps) in enumerate(seen):
@@ -289,7 +288,7 @@ class Slam3rEngine(SingleMap):
     def release(self) -> None:
         """Free the networks; the map stays, and the next frame has them read again."""
         self._models.release()
-        self._foreseen.clear()
+        self._ahead = Lookahead(self._side, self.device)
         if self._pipeline:
             self._pipeline.scene.release()
         give_back_gpu_memory()

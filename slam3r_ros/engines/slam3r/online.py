@@ -3,6 +3,7 @@
 """Frame by frame: what is said of a frame has seen no later one."""
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -50,12 +51,16 @@ class OnlinePipeline:
         self._retrieved: list[int] = []
 
     @torch.inference_mode()
-    def process(self, image: Tensor, encoded: Encoded | None = None) -> list[tuple[int, View]]:
+    def process(
+        self, image: Tensor, encoded: Encoded | None = None, meanwhile: Callable[[], None] = lambda: None
+    ) -> list[tuple[int, View]]:
         """Take the next frame; return the frames that got their world map by it, by number.
 
         Args:
             image: (3, H, W) in [-1, 1].
             encoded: what `Scene.encoded` gave for it alone, when that was begun before.
+            meanwhile: called, once the first keyframes are there, when the device has been told what to do and nobody
+                waits for it yet.
 
         Raises:
             ValueError: it is not of the size of those before; it is then as if it had not come.
@@ -64,7 +69,7 @@ class OnlinePipeline:
         number = self.count
         while True:
             try:
-                return self._process(image, number, encoded)
+                return self._process(image, number, encoded, meanwhile)
             except torch.OutOfMemoryError as error:
                 full = error.with_traceback(None)  # which would hold the tensors of what was tried
             self.count = number
@@ -79,7 +84,9 @@ class OnlinePipeline:
             self._spared = self._spared or spared
             log.warning('%s', self.degraded)
 
-    def _process(self, image: Tensor, number: int, encoded: Encoded | None) -> list[tuple[int, View]]:
+    def _process(
+        self, image: Tensor, number: int, encoded: Encoded | None, meanwhile: Callable[[], None]
+    ) -> list[tuple[int, View]]:
         """Do all of `process` but mending; what it did can be done again."""
         self.scene.encode(image[None], number, encoded)
         self.count = number + 1
@@ -90,7 +97,7 @@ class OnlinePipeline:
             self._begin(number)
             done = range(number + 1)
         else:
-            self._continue(number)
+            self._continue(number, meanwhile)
             done = [number]
         registered = [(i, self.scene.views[i]) for i in done]
         if self.settings.mode == 'fixed':
@@ -139,10 +146,11 @@ class OnlinePipeline:
             self.rng,
         )
 
-    def _continue(self, number: int) -> None:
+    def _continue(self, number: int, meanwhile: Callable[[], None]) -> None:
         references = self._references(number)
         self.scene.locate(number, references)
         self.scene.register([number], references)
+        meanwhile()
         self.buffer.update(number + 1, self.stride, lambda frame: self.scene.views[frame].quality)
 
     def _references(self, number: int) -> list[int]:

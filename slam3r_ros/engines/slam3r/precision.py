@@ -51,7 +51,7 @@ def choose(precision: str, device: torch.device) -> str:
         PrecisionError: the device cannot.
     """
     if precision == 'auto':
-        return 'float16' if device.type == 'cuda' else 'float32'  # a CPU's others come to about 1 %, as a GPU's bfloat16
+        return 'float16' if device.type == 'cuda' else 'float32'  # a CPU's others reach about 1 %, as a GPU's bfloat16
     able = available(device)
     if precision not in able:
         raise PrecisionError(
@@ -157,6 +157,8 @@ def convert(
         as_on: kind of device that it is made for, that of `device` if None; what a GPU rounds a CPU can round, slowly.
     """
     kind = as_on or device.type
+    if kind == 'cuda':
+        _settle_kernels()
     for module in network.modules():
         if isinstance(module, SelfAttention):
             _pair_channels(module.qkv, module.heads, parts=3)
@@ -173,6 +175,14 @@ def convert(
             made = _made(network.get_submodule(name), name, precision, kind, _INT8[type(network)])
             setattr(network.get_submodule(parent), own, made.to(device))
     return network.to(device)
+
+
+def _settle_kernels() -> None:
+    """Say which of its kernels for a GPU torch may take, in the whole process."""
+    # cuDNN's attention, the first choice on Hopper, is compiled for each shape, in 30 ms: for each new scene frame.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    products = torch.backends.cuda.matmul  # also what is summed in parts is summed in float32: float16 may overflow
+    products.allow_fp16_reduced_precision_reduction = products.allow_bf16_reduced_precision_reduction = False
 
 
 def _made(linear: nn.Linear, name: str, precision: str, kind: str, bears_int8: str) -> nn.Module:

@@ -100,7 +100,7 @@ def _filtered(image: np.ndarray, side: int, device: str) -> tuple[np.ndarray, Cr
     """Filter by matrices across, then down."""
     height, width = image.shape[:2]
     crop, first, last, across, down = _filters(height, width, side, device)
-    pixels = torch.from_numpy(np.ascontiguousarray(image[:, first:last])).to(device).float()  # (H, w, 3)
+    pixels = torch.from_numpy(np.array(image[:, first:last], order='C')).to(device).float()  # (H, w, 3)
     narrow = _filter(across, pixels.transpose(0, 1).flatten(1)).unflatten(1, (height, 3))  # (side, H, 3)
     small = _filter(down, narrow.transpose(0, 1).flatten(1)).unflatten(1, (side, 3))
     return small.byte().cpu().numpy(), crop

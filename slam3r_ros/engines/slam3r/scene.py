@@ -3,6 +3,7 @@
 """What both pipelines work on: frames by their number, and the calls of the networks on them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ class Scene:
         self.parts = 1  # in which candidates are scored, so that the memory bears it
         self.device = image2points.dec_norm.weight.device
         self._cuda_graphs = cuda_graphs and self.device.type == 'cuda'
-        self._beside, self._recorder = streams_of(self.device)  # for the encoder; for the decoders' recordings
+        self._beside, self._recorder = streams_of(self.device)
         self._at = torch.cuda if self.device.type == 'cuda' else torch.cpu
         self.can_do_two = self.device.type != 'cpu'  # things at once
         self.networks = image2points, local2world
@@ -87,8 +88,9 @@ class Scene:
     @networks.setter
     def networks(self, networks: tuple[Image2Points, Local2World] | None) -> None:
         self._networks = networks
+        self._ready = self._at.current_stream(self.device).record_event()  # until then the weights are on their way
         self._image2points, self._local2world = networks or (None, None)
-        self._encoding = CudaGraphs(self._cuda_graphs, self._beside)
+        self._encoding = CudaGraphs(self._cuda_graphs, self._recorder)
         self._decoding = CudaGraphs(self._cuda_graphs, self._recorder)
 
     def release(self) -> None:
@@ -102,13 +104,17 @@ class Scene:
         encoding, decoding = self._encoding.give_up(), self._decoding.give_up()
         return encoding or decoding
 
+    def beside(self) -> AbstractContextManager:
+        """Let the GPU do what follows beside its work on the present frame."""
+        return self._at.stream(self._beside)
+
     @torch.inference_mode()
     def encoded(self, images: Tensor) -> Encoded:
-        """Begin to encode frames (N, 3, H, W), beside what else the GPU does."""
-        if self.device.type == 'cuda' and not images.is_cuda:  # else the copy would wait for the GPU
+        """Begin to encode frames (N, 3, H, W), on the CPU, beside what else the GPU does."""
+        if self.device.type == 'cuda':  # else the copy would wait for the GPU
             images = images.pin_memory()
-        self._beside.wait_stream(self._at.current_stream())
-        with self._at.stream(self._beside):
+        self._beside.wait_event(self._ready)
+        with self.beside():
             tokens = self._encoding(self._image2points.encode, images.to(self.device, non_blocking=True))
         return Encoded(tokens, self._beside.record_event())
 
@@ -128,7 +134,7 @@ class Scene:
             raise ValueError(f'frame {first} has {size} pixels, those before {self.size}: crop all to one size')
         self.size = size
         tokens, done = encoded or self.encoded(images)
-        present = self._at.current_stream()
+        present = self._at.current_stream(self.device)
         present.wait_event(done)  # and not for the frame after it, which may be under way
         if tokens.is_cuda:  # its memory is the other stream's
             tokens.record_stream(present)
