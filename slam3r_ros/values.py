@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+MIN_SIDE = 64  # pixels of an image; less shows too little to map
 LATEST = 2**31 * 1_000_000_000 - 1  # nanoseconds; the last stamp that a builtin_interfaces/Time holds
 _SAME_SHAPE = 0.01  # relative difference of aspect ratios that still show the same
 

@@ -45,7 +45,7 @@ def latest(maps):
     return {depth_map.id: depth_map for depth_map in maps}
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, 'waited in vain'
@@ -238,7 +238,7 @@ def gate(monkeypatch):
     sweep = stereo.sweep
 
     def held(*arguments):
-        event.wait(20)
+        event.wait(60)
         return sweep(*arguments)
 
     def close():
@@ -285,7 +285,7 @@ def test_a_full_queue_blocks_when_lossless(mapper, gate):
     assert feeder.is_alive()
     assert len(added) == 1 + LAG
     event.set()
-    feeder.join(20)
+    feeder.join(60)
     assert set(latest(dense.finish())) == set(range(len(STEPS)))
     assert dense.skipped == 0
 
@@ -315,13 +315,13 @@ def test_a_bad_depth_range_is_named(mapper, near, far):
 
 
 def test_close_leaves_no_thread_and_says_so():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     dense = DenseMapper(width=96, planes=48)
     for id, x in enumerate(STEPS[:4]):
         dense.add(view_at(id, x)[0], CAMERA)
     dense.close()
     dense.close()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
     with pytest.raises(DepthError, match='closed'):
         dense.collect()
 

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import argparse
 import json
+import time
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from slam3r_ros.engines.protocol import EngineOutput
+from slam3r_ros.engines.protocol import EngineOutput, OneByOne
 from slam3r_ros.evaluation import evaluate as module
 from slam3r_ros.evaluation import metrics
 from slam3r_ros.evaluation.evaluate import add_arguments, evaluate, main
@@ -47,7 +49,7 @@ def in_map(T):
     return moved
 
 
-class Replay:
+class Replay(OneByOne):
     """An engine that knows the truth and errs as told."""
 
     name, device, model_license, depth_skipped = 'replay', 'cpu', '', 3
@@ -118,7 +120,8 @@ def data(tmp_path_factory):
 
 
 def run(data, engine, **options):
-    return evaluate(data / 'video.mp4', data / 'truth.tum', data / 'depth', data / 'camera.json', engine=engine, **options)
+    paths = [data / name for name in ('video.mp4', 'truth.tum', 'depth', 'camera.json')]
+    return evaluate(*paths, engine=engine, **options)
 
 
 def test_a_perfect_engine_scores_perfectly(data):
@@ -143,6 +146,21 @@ def test_a_perfect_engine_scores_perfectly(data):
     assert set(result['stage_fps']) == {'decode', 'select', 'engine'}
     assert 0 < result['fps'] < min(result['stage_fps'].values()) and result['milliseconds'] == {'replay': 1.0}
     json.dumps(result)
+
+
+def test_what_is_read_beforehand_is_no_part_of_the_speed(data, monkeypatch):
+    hour = 0
+
+    class Reader(Replay):
+        def prepare(self):
+            nonlocal hour
+            hour = 3600
+
+    monkeypatch.setattr(module, 'time', SimpleNamespace(perf_counter=lambda: time.perf_counter() + hour))
+    result = run(data, Reader())
+    assert result['seconds'] < 3600 <= result['prepare_seconds']
+    assert f'{result["prepare_seconds"]:.1f} s to read the networks' in format_table(result)
+    assert 'networks' not in format_table(result | {'prepare_seconds': 0.01})
 
 
 def test_live_poses_are_scored_as_they_were_published(data):
@@ -242,7 +260,8 @@ def command(words):
      'is no intrinsics file'),
     (['--video', '{data}/video.mp4', '--groundtruth', '{data}/truth.tum', '--intrinsics', '{data}/camera.json',
       '--depth', '{data}'], 'holds no depth images'),
-    (['--video', '{data}/video.mp4', '--groundtruth', '{data}/truth.tum', '--json', '/none/out.json'], 'no folder /none'),
+    (['--video', '{data}/video.mp4', '--groundtruth', '{data}/truth.tum', '--json', '/none/out.json'],
+     'no folder /none'),
     (['--video', '{data}/video.mp4', '--groundtruth', '{data}/truth.tum', '--engine', 'slam3r',
       '--checkpoints', '/nowhere'], 'weights download|pip install'),
 ])

@@ -15,7 +15,7 @@ from slam3r_ros.values import Pose
 from slam3r_ros.video.source import open_source
 
 ROOM = Path(__file__).parent / 'data' / 'room'
-FRAMES = 170
+FRAMES = 120
 KITCHEN = Path(os.environ.get('SLAM3R_DATA', '/nonexistent')) / '7scenes_redkitchen_a'
 
 

@@ -81,6 +81,14 @@ def test_nothing_is_read_before_there_are_frames(disk):
     assert not disk.held
 
 
+def test_what_is_prepared_no_frame_waits_for(disk):
+    engine = make(disk)
+    engine.prepare()
+    assert disk.reads == [(I2P, True), (L2W, True)]
+    engine.process(frames(1)[0])
+    assert len(disk.reads) == 2
+
+
 @pytest.mark.parametrize('at', [[1], [3], [1, 2, 3, 7, 8, 14]], ids=str)
 def test_what_was_freed_and_read_again_gives_the_same(disk, at):
     """Freed before the first window is complete, right after, and often."""

@@ -65,6 +65,14 @@ class Engine(Protocol):
         """Keyframes that got no depth, the queue being full or depth having failed."""
         ...
 
+    def prepare(self) -> None:
+        """Get what the first frame would else wait for, as networks that are in files.
+
+        Raises:
+            EngineError: it cannot be had.
+        """
+        ...
+
     def foresee(self, frame: Frame) -> None:
         """See a frame that waits to come next: what is done for it alone may begin, beside the work on the one before.
 
@@ -134,6 +142,9 @@ class Engine(Protocol):
 
 class OneByOne:
     """The answers of an engine that does one thing after the other, and needs whatever it holds."""
+
+    def prepare(self) -> None:
+        """Get nothing: all is there."""
 
     def foresee(self, frame: Frame) -> None:
         """Leave it until its turn."""

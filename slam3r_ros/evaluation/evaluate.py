@@ -105,7 +105,8 @@ def evaluate(
         mesh: Also run the mesher.
 
     Returns:
-        What `score` returns, with the engine's name and the speed; None for what could not be had.
+        What `score` returns, with the engine's name and the speed, which does not count what the engine reads
+        beforehand (`prepare_seconds`); None for what could not be had.
 
     Raises:
         VideoError, TrajectoryError, GroundTruthError, DistortionError, EngineError: Something given is unusable.
@@ -117,6 +118,9 @@ def evaluate(
         if isinstance(engine, str):
             engine = create_engine(engine, checkpoints)
         with closing(engine):
+            start = time.perf_counter()
+            engine.prepare()
+            prepared = time.perf_counter() - start
             frames = tqdm(source, total=source.frames, unit='frame', file=sys.stderr, disable=None)
             run = Run(engine, BlockMesher(VOXEL_SIZE) if mesh else None, geometry=intrinsics is not None)
             run.over(undistorted(frames, camera) if use_intrinsics else frames)
@@ -128,6 +132,7 @@ def evaluate(
                 'intrinsics_used': use_intrinsics,
                 'interrupted': run.interrupted,
                 'depth_skipped': engine.depth_skipped,
+                'prepare_seconds': prepared,
             }
             facts |= run.timing(engine)
     return facts | score(run.live, final, run.keyframes, groundtruth, depth, intrinsics, run.frames, use_intrinsics)

@@ -14,6 +14,8 @@ from slam3r_ros.mapping.frames import transform
 from slam3r_ros.mapping.registration import Similarity
 from slam3r_ros.values import Keyframe, Pose
 
+_LONG = 0.1  # seconds; less is not worth a word
+
 
 class NewestKeyframes:
     """The highest revision of each keyframe that was published.
@@ -137,6 +139,8 @@ def format_table(result: dict) -> str:
     if result.get('fps'):
         stages = ', '.join(f'{stage} {fps:.0f}' for stage, fps in result.get('stage_fps', {}).items())
         rows['FPS'] = f'{result["fps"]:.1f} ({result["seconds"]:.1f} s){"; " + stages if stages else ""}'
+        if (prepared := result.get('prepare_seconds', 0)) >= _LONG:
+            rows['FPS'] += f'; before that {prepared:.1f} s to read the networks'
     if result.get('milliseconds'):
         rows['milliseconds'] = ', '.join(f'{stage} {value:.1f}' for stage, value in result['milliseconds'].items())
     return '\n'.join(f'{title:<14}{text}' for title, text in rows.items())

@@ -17,7 +17,9 @@ REPROJECTION = 3.0  # pixels, largest error of an inlier
 REGISTRATION = 0.05  # of the median distance, largest error of an inlier of the cross-check
 CLEAR = 0.6  # share of inliers that leaves no doubt about a pose
 _FEW, _SOME = 300, 1000  # points that are enough for a quick guess, and to come near from there
-_STEPS, _STILL = 20, 1e-8  # of a refinement at most; what the last one gains, of the cost
+_JUDGES, _DRAWS = 500, 100  # points that judge samples, of which so many are drawn
+_STEPS = 20  # of a refinement at most
+_STILL, _NEAR = 1e-8, 1e-4  # what its last one gains, of the cost: in the end, and to come near
 
 
 class PoseError(ValueError):
@@ -94,6 +96,8 @@ def estimate_pose(
 
     With a local map, the 7-dof registration of local to world is the cross-check: whichever camera explains the
     pixels better is refined.  Mostly a quick registration leads to a pose that leaves no doubt, and nothing is drawn.
+    Else few of the points judge what is drawn, and guesses come near before they are compared, as in LO-RANSAC (Chum et
+    al. 2003).
 
     Args:
         world: (H, W, 3) in the world.
@@ -117,6 +121,15 @@ def estimate_pose(
     points = world.reshape(-1, 3)[places].astype(float)
     pixels = np.stack(np.divmod(places, confidence.shape[1])[::-1], axis=-1).astype(float)
     weights = confidence.ravel()[places].astype(float)
+    some, judges = _thin(points, _SOME), _thin(points, _JUDGES)
+
+    def near(T_camera_world: np.ndarray) -> np.ndarray:
+        return _refine(T_camera_world, points[some], pixels[some], weights[some], camera, _NEAR)
+
+    def cost(T_camera_world: np.ndarray) -> float:
+        """Return the cost as MSAC counts it (Torr and Zisserman 2000): outliers weigh alike."""
+        errors = np.minimum(_errors(T_camera_world, points, pixels, camera), 2 * REPROJECTION)
+        return np.average(np.square(errors), weights=weights)
 
     def judged(T_camera_world: np.ndarray) -> CameraPose:
         errors = _errors(T_camera_world, points, pixels, camera)
@@ -126,21 +139,14 @@ def estimate_pose(
     if local is not None:
         seen = local.reshape(-1, 3)[places].astype(float)
         if (quick := _register_most(seen, points)) is not None:
-            some = _thin(points, _SOME)  # to come near
-            quick = _refine(quick, points[some], pixels[some], weights[some], camera)
-            quick = _refine(quick, points, pixels, weights, camera)
-            if (found := judged(quick)).inliers >= CLEAR:
-                return found
-        guesses.append(_register(seen, points))
-    guesses.append(_solve_pnp(points, pixels, camera))
-    guesses = [guess for guess in guesses if guess is not None]
+            quick = near(quick)
+            if (_errors(quick, points[some], pixels[some], camera) <= REPROJECTION).mean() >= CLEAR:
+                return judged(_refine(quick, points, pixels, weights, camera))
+        guesses += [quick, _register(seen[judges], points[judges])]
+    guesses.append(_solve_pnp(points[judges], pixels[judges], camera))
+    guesses = [near(guess) for guess in guesses if guess is not None]
     if not guesses:
         raise PoseError('no camera explains the pointmap')
-
-    def cost(T_camera_world: np.ndarray) -> float:  # as MSAC (Torr and Zisserman 2000): outliers weigh alike
-        errors = np.minimum(_errors(T_camera_world, points, pixels, camera), 2 * REPROJECTION)
-        return np.average(np.square(errors), weights=weights)
-
     best = min(guesses, key=cost)
     return judged(min(best, _refine(best, points, pixels, weights, camera), key=cost))
 
@@ -160,7 +166,8 @@ def _solve_pnp(points: np.ndarray, pixels: np.ndarray, camera: Intrinsics) -> np
     cv2.setRNGSeed(0)  # the same map gives the same pose
     try:
         found, turn, shift, _ = cv2.solvePnPRansac(
-            points, pixels, camera.matrix(), None, iterationsCount=200, reprojectionError=REPROJECTION
+            points, pixels, camera.matrix(), None, iterationsCount=_DRAWS, reprojectionError=REPROJECTION,
+            flags=cv2.SOLVEPNP_AP3P,
         )
     except cv2.error:  # degenerate points
         return None
@@ -171,7 +178,7 @@ def _register(local: np.ndarray, world: np.ndarray) -> np.ndarray | None:
     """Return T_camera_world, (4, 4), by the similarity from local to world points."""
     spread = np.median(np.linalg.norm(world - np.median(world, axis=0), axis=1))
     try:
-        found, _ = similarity_ransac(local, world, REGISTRATION * float(spread), max_iterations=100)
+        found, _ = similarity_ransac(local, world, REGISTRATION * float(spread), max_iterations=_DRAWS)
     except RegistrationError:
         return None
     return invert(rigid(found.rotation, found.translation))
@@ -202,7 +209,8 @@ def _errors(T_camera_world: np.ndarray, points: np.ndarray, pixels: np.ndarray, 
 
 
 def _refine(
-    T_camera_world: np.ndarray, points: np.ndarray, pixels: np.ndarray, weights: np.ndarray, camera: Intrinsics
+    T_camera_world: np.ndarray, points: np.ndarray, pixels: np.ndarray, weights: np.ndarray, camera: Intrinsics,
+    still: float = _STILL,
 ) -> np.ndarray:
     """Lower the weighted reprojection error of the inliers, as Huber (1964) counts it: Gauss-Newton, reweighted."""
     near = _errors(T_camera_world, points, pixels, camera) <= 2 * REPROJECTION
@@ -240,6 +248,6 @@ def _refine(
         if not cost < before:
             break
         T = moved
-        if before - cost < _STILL * cost:
+        if before - cost < still * cost:
             break
     return T

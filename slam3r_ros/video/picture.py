@@ -9,10 +9,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from slam3r_ros.values import Frame, Intrinsics, same_shape
+from slam3r_ros.values import MIN_SIDE, Frame, Intrinsics, same_shape
 
 NANOSECONDS = 1_000_000_000  # in a second
-MIN_SIDE = 64  # pixels; less shows too little to map
 MAX_PIXELS = 36864 * 256  # the largest picture of H.264 level 5.2; about 4096x2304
 
 
@@ -76,7 +75,7 @@ def number(name: object, pictures: Iterable[Picture | None]) -> Iterator[Frame]:
     A picture that is None could not be decoded; it counts, but gives no frame.
 
     Raises:
-        VideoError: The size changes.
+        VideoError: The size changes, or there is no picture at all.
     """
     waiting: Frame | None = None
     for i, picture in enumerate(pictures):
@@ -91,8 +90,9 @@ def number(name: object, pictures: Iterable[Picture | None]) -> Iterator[Frame]:
                 )
             yield waiting
         waiting = Frame(i, picture.stamp, picture.image, picture.intrinsics)
-    if waiting is not None:
-        yield Frame(waiting.id, waiting.stamp, waiting.image, waiting.intrinsics, last=True)
+    if waiting is None:
+        raise VideoError(f'{name}: not one picture of it can be decoded')
+    yield Frame(waiting.id, waiting.stamp, waiting.image, waiting.intrinsics, last=True)
 
 
 def printable(uri: str) -> str:

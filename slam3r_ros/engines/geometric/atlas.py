@@ -14,12 +14,12 @@ from collections.abc import Callable
 import numpy as np
 
 from slam3r_ros.engines.geometric.merge import Link, recognise
+from slam3r_ros.engines.geometric.relocalise import considered
 from slam3r_ros.engines.geometric.sparse_map import SparseMap
 from slam3r_ros.engines.geometric.tracker import GIVE_UP, YOUNG, Step, Tracker
 from slam3r_ros.values import State
 
 _MAPS_ASKED = 2  # for a new keyframe, taking turns
-_CONSIDERED = 16  # keyframes of another map that a new keyframe is looked for in, drawn by chance
 
 
 class Atlas:
@@ -93,9 +93,7 @@ class Atlas:
         for _ in range(min(_MAPS_ASKED, len(self.others))):
             self._turn = (self._turn + 1) % len(self.others)
             other = self.others[self._turn]
-            numbers = np.arange(len(other.map.keyframes))
-            if len(numbers) > _CONSIDERED:
-                numbers = np.sort(self._random.choice(numbers, _CONSIDERED, replace=False))
+            numbers = considered(len(other.map.keyframes), self._random)
             link = recognise(self.present.map, self.present.map.keyframes[-1], other.map, numbers)
             if link is not None:
                 return other, link

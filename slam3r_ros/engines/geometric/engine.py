@@ -5,9 +5,7 @@
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,18 +13,16 @@ from slam3r_ros.engines import MAX_KEYFRAMES
 from slam3r_ros.engines.geometric import storage
 from slam3r_ros.engines.geometric.adjust import warm_up
 from slam3r_ros.engines.geometric.atlas import Atlas
-from slam3r_ros.engines.geometric.depth import DenseMapper, DepthError, View
+from slam3r_ros.engines.geometric.optional_depth import OptionalDepth
 from slam3r_ros.engines.geometric.placements import Stamps
 from slam3r_ros.engines.geometric.records import Records, pose_in_map
 from slam3r_ros.engines.geometric.stream import Stream, UnsuitableError
 from slam3r_ros.engines.geometric.tracker import Step, Tracker
 from slam3r_ros.engines.protocol import EngineError, EngineOutput, OneByOne
-from slam3r_ros.mapping.frames import invert
 from slam3r_ros.mapping.map_file import MapFileError
 from slam3r_ros.mapping.rows import MAX_FRAMES
 from slam3r_ros.values import Frame, Keyframe, Pose, State
 
-_DEPTH_RANGE = (2, 98)  # percentiles of the sparse depths
 _REVISIONS = 3  # keyframes sent again per frame, at most
 _RESENT = 4  # keyframes of a map that is announced anew, per frame
 _TIMES = 500  # samples per stage
@@ -58,12 +54,10 @@ class GeometricEngine(OneByOne):
                 older half is forgotten.
         """
         self._focal, self._max_features, self._window, self._seed = focal, max_features, window, seed
-        self._dense_wanted, self._lossless, self._max_keyframes = dense, lossless, max_keyframes
-        self._map_id = map_id
+        self._max_keyframes, self._map_id = max_keyframes, map_id
         self._times: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_TIMES))
         self._waited = 0.0  # seconds of this frame, for the depth queue
-        self._dense: DenseMapper | None = None
-        self._skipped = 0  # keyframes that got no depth, from dense mappers that are closed
+        self._depth = OptionalDepth(dense, lossless)
         warm_up()
         self._begin()
 
@@ -74,15 +68,7 @@ class GeometricEngine(OneByOne):
         self._first = 0  # id of frame 0: the keyframes of a loaded map come before
         self._stamps = Stamps()
         self._records = Records()
-        self.close()
-        self._skipped = 0
-        self._renew_depth()
-
-    def _renew_depth(self) -> None:
-        """Begin dense mapping without any view."""
-        self.close()
-        if self._dense_wanted:
-            self._dense = DenseMapper(lossless=self._lossless)
+        self._depth.reset()
 
     @property
     def map_id(self) -> int:
@@ -103,12 +89,12 @@ class GeometricEngine(OneByOne):
     def milliseconds(self) -> dict[str, float]:
         """Median time of each stage; `keyframe` is all that comes with one, but the wait for the depth queue."""
         own = {stage: float(np.median(times)) for stage, times in self._times.items()}
-        return {**own, **(self._dense.milliseconds if self._dense else {})}
+        return own | self._depth.milliseconds
 
     @property
     def depth_skipped(self) -> int:
         """Keyframes that got no depth because the depth queue was full, or because depth has failed."""
-        return self._skipped + (self._dense.skipped if self._dense else 0)
+        return self._depth.skipped
 
     @property
     def focal(self) -> float:
@@ -148,7 +134,7 @@ class GeometricEngine(OneByOne):
         if step.abandoned:
             self._map_id += 1
             self._records = Records()
-            self._renew_depth()
+            self._depth.renew()
         if step.changed:
             keyframes += self._change_map()
         keyframes += self._records.resend(_RESENT) + self._insert(step)
@@ -253,10 +239,7 @@ class GeometricEngine(OneByOne):
 
     def close(self) -> None:
         """Stop the depth thread."""
-        if self._dense:
-            self._dense.close()
-            self._skipped += self._dense.skipped
-            self._dense = None
+        self._depth.close()
 
     def _open(self, stream: Stream) -> None:
         """Settle on the size and the camera of the stream."""
@@ -273,7 +256,7 @@ class GeometricEngine(OneByOne):
     def _change_map(self) -> list[Keyframe]:
         """Announce the present map, to which the camera has come or another was joined; return the last of the old."""
         keyframes = self._collect(wait=True)
-        self._renew_depth()
+        self._depth.renew()
         self._announce()
         return keyframes
 
@@ -290,34 +273,14 @@ class GeometricEngine(OneByOne):
         for sparse, image in step.inserted:
             stamp = self._stamps[sparse.id]
             new.append(self._records.insert(sparse, map, stamp, whole, self._map_id, step.relocalised))
-            _, depths = map.depths(sparse)
-            depths = depths[depths > 0]
-            if self._dense and len(depths):
-                near, far = np.percentile(depths, _DEPTH_RANGE)
-                view = View(sparse.id, image, invert(sparse.T_camera_world), float(near), float(far))
-                self._waited += self._call(self._dense.add, view, intrinsics) or 0.0
-            if self._dense_wanted and not self._dense:
-                self._skipped += 1
+            self._waited += self._depth.add(sparse, image, map, intrinsics)
         self._records.forget()
         return new
 
     def _tell_poses(self) -> None:
         """Tell the dense mapper which keyframes have moved."""
-        moved = self._records.tell()
-        if self._dense and moved:
-            self._call(self._dense.move, moved, self._stream.with_focal(self._tracker.map.focal))
+        self._depth.move(self._records.tell(), self._stream.with_focal(self._tracker.map.focal))
 
     def _collect(self, wait: bool = False) -> list[Keyframe]:
         """Return the keyframes that have got depth."""
-        if not self._dense:
-            return []
-        return self._records.with_depth(self._call(self._dense.finish if wait else self._dense.collect) or [])
-
-    def _call(self, function: Callable, *arguments: object) -> Any:
-        """Call the dense mapper; once it has failed, say so, track on without it and return None."""
-        try:
-            return function(*arguments)
-        except DepthError as error:
-            _log.error('%s; tracking goes on without depth until the engine is reset', error)
-            self.close()
-            return None
+        return self._records.with_depth(self._depth.collect(wait))

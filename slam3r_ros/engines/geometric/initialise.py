@@ -7,6 +7,7 @@ each map is adjusted, focal length included, and the one that explains the track
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,6 +17,10 @@ from slam3r_ros.engines.geometric.pose import estimate_pose, pinhole
 from slam3r_ros.engines.geometric.sparse_map import PointState, SparseKeyframe, SparseMap, triangulate
 from slam3r_ros.mapping.frames import rigid
 
+_FOCAL_GUESS = 0.85  # of the longer side, a usual camera
+_FOCAL_SPREAD = 0.25  # of the guess, one sigma
+_FIRST_SPREAD = 0.08  # at the start: so few frames say more of their noise than of the focal length
+_FOCAL_HYPOTHESES = (0.6, 0.85, 1.2)  # of the longer side
 _FEW = 60  # tracks: too few to go on
 _FADED = 0.35  # share of the first frame's tracks: too few to go on
 _FLOW = 0.03  # of the image's longer side, median: less is not worth a try
@@ -29,6 +34,23 @@ _MAX_RMS = 1.2  # pixels
 _MAX_IMAGES = 32  # kept while waiting
 _MAX_SIGHTS = 600  # kept while waiting, to place them later
 _FAR = 100.0  # median depths: points further away are noise
+
+
+class FocalGuess(NamedTuple):
+    """What is known of the focal length beforehand."""
+
+    focals: list[float]  # to start with, pixels
+    first_prior: FocalPrior | None  # at the start; None where it is known
+    prior: FocalPrior | None  # from then on
+
+    @classmethod
+    def of(cls, focal: float, longer_side: int) -> 'FocalGuess':
+        """Take a focal length, or guess by the longer side of the images where it is 0; all in pixels."""
+        if focal:
+            return cls([focal], None, None)
+        usual = _FOCAL_GUESS * longer_side
+        priors = (FocalPrior(usual, spread * usual) for spread in (_FIRST_SPREAD, _FOCAL_SPREAD))
+        return cls([share * longer_side for share in _FOCAL_HYPOTHESES], *priors)
 
 
 @dataclass

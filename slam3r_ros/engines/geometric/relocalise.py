@@ -28,6 +28,7 @@ _EVIDENCE = 22.0  # inliers times their share: a wrong pose may have some, but a
 _EVIDENCE_GUESSED = 8.0  # when the pose was known beforehand, or so many matches without a guess fit it:
 _SURE, _SURE_SHARE = 16, 0.45  # the frames of five other scenes never had 12
 _MIN_SHARE_FIRST = 0.15  # before points are sought near their projection
+_CONSIDERED = 16  # keyframes
 _VOTERS = 200  # descriptors
 _ELECTED = 4  # keyframes
 _PLENTY = 60  # inliers that end the search
@@ -125,6 +126,15 @@ def sight(map: SparseMap, keyframe: SparseKeyframe, descriptors: np.ndarray, pix
     if pose is None or pose.inliers.sum() < max(_MIN_INLIERS, evidence / pose.share):
         return None
     return Sighting(pose, rows[pose.inliers], ids[columns[pose.inliers]])
+
+
+def considered(count: int, random: np.random.Generator, newest: int = 0) -> np.ndarray:
+    """Return the numbers of keyframes to look among: where there are many, the newest and others drawn by chance."""
+    numbers = np.arange(count)
+    if count <= _CONSIDERED:
+        return numbers
+    drawn = random.choice(numbers[:count - newest], _CONSIDERED - newest, replace=False)
+    return np.sort(np.concatenate([drawn, numbers[count - newest:]]))
 
 
 def relocalise(map: SparseMap, numbers: np.ndarray, descriptors: np.ndarray, pixels: np.ndarray,

@@ -14,10 +14,10 @@ import numpy as np
 from slam3r_ros.engines.geometric.placements import Stamps
 from slam3r_ros.engines.geometric.records import Depth, Record, Records, pose_in_map
 from slam3r_ros.engines.geometric.sparse_map import Features, PointState, SparseKeyframe, SparseMap
-from slam3r_ros.engines.geometric.stream import MIN_SIDE, Stream
+from slam3r_ros.engines.geometric.stream import Stream
 from slam3r_ros.mapping.frames import invert
 from slam3r_ros.mapping.map_file import Layout, MapFileError, read_arrays, write_arrays
-from slam3r_ros.values import Intrinsics, Keyframe
+from slam3r_ros.values import MIN_SIDE, Intrinsics, Keyframe
 
 VERSION = 1
 _MAX_SIDE = 1 << 14  # pixels

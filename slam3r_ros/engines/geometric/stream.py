@@ -7,9 +7,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from slam3r_ros.values import Frame, Intrinsics, same_shape
+from slam3r_ros.values import MIN_SIDE, Frame, Intrinsics, same_shape
 
-MIN_SIDE = 64  # pixels
 _AREA = 640 * 480  # pixels at which images are tracked
 _MAX_ENLARGED = 2.0  # times that a smaller image is enlarged for it, at most
 

@@ -8,22 +8,17 @@ import cv2
 import numpy as np
 
 from slam3r_ros.engines.geometric import local_mapping
-from slam3r_ros.engines.geometric.adjust import FocalPrior
-from slam3r_ros.engines.geometric.initialise import Initialiser, Sight
+from slam3r_ros.engines.geometric.initialise import FocalGuess, Initialiser, Sight
 from slam3r_ros.engines.geometric.keyframe_policy import keyframe_due
 from slam3r_ros.engines.geometric.merge import Link
 from slam3r_ros.engines.geometric.placements import Placements
 from slam3r_ros.engines.geometric.pose import CameraPose, estimate_pose
-from slam3r_ros.engines.geometric.relocalise import Descriptor, relocalise
+from slam3r_ros.engines.geometric.relocalise import Descriptor, considered, relocalise
 from slam3r_ros.engines.geometric.sparse_map import Features, PointState, SparseKeyframe, SparseMap
 from slam3r_ros.engines.geometric.tracks import Tracks
 from slam3r_ros.mapping.frames import invert, rigid
 from slam3r_ros.values import State
 
-_FOCAL_GUESS = 0.85  # of the longer side, a usual camera
-_FOCAL_SPREAD = 0.25  # of the guess, one sigma
-_FIRST_SPREAD = 0.08  # at the start: so few frames say more of their noise than of the focal length
-_FOCAL_HYPOTHESES = (0.6, 0.85, 1.2)  # of the longer side
 _FEW_GOOD = 40  # triangulated points: fewer, and borrowed depths help
 _MIN_SHARE = 0.35
 _DROP = 5.0  # pixels at which a track leaves its point
@@ -31,7 +26,6 @@ _WEAK = 0.3  # of the points before: fewer, and descriptors are asked too
 _WEAK_SHARE = 0.5
 _TRUSTED = 40  # inliers of a weak pose that is still better than none
 _NEWEST = 8  # keyframes that relocalisation always considers
-_CONSIDERED = 16  # keyframes in all, the others drawn by chance
 GIVE_UP = 30  # lost frames after which a young map is given up: it was a bad start
 _FEATURES = 50  # in such a frame, at least
 YOUNG = 10  # keyframes
@@ -62,13 +56,7 @@ class Tracker:
         self._window = window
         self._random = np.random.default_rng(seed)
         self._max_features = max_features
-        self._prior = self._first_prior = None
-        self._focals = [focal]
-        if not focal:
-            guess = _FOCAL_GUESS * self._longer
-            self._prior = FocalPrior(guess, _FOCAL_SPREAD * guess)
-            self._first_prior = FocalPrior(guess, _FIRST_SPREAD * guess)
-            self._focals = [share * self._longer for share in _FOCAL_HYPOTHESES]
+        self._focals, self._first_prior, self._prior = FocalGuess.of(focal, self._longer)
         self._descriptor = Descriptor()
         self.placements = Placements()
         self._begin()
@@ -109,6 +97,7 @@ class Tracker:
         if weak:
             if self.state == State.TRACKING and before[0] != self.map.keyframes[-1].id:
                 secured = self._secure(*before, ids, pixels)
+                pose = self._follow()  # the map has been adjusted
             step = self._relocalise(id, image, pose)
             if step is not None:
                 return step._replace(inserted=secured + step.inserted, adjusted=bool(secured) or step.adjusted)
@@ -129,8 +118,9 @@ class Tracker:
         """Make the frame before a keyframe: of all sights it is the nearest to one that tracking fails on."""
         now = self._tracks.ids, self._tracks.pixels
         self._tracks.ids, self._tracks.pixels = ids, pixels
-        self._insert(id, image, detect=False)
+        table = self._insert(id, image, detect=False)
         self._tracks.ids, self._tracks.pixels = now
+        self._rename(table)
         return ((self.map.keyframes[-1], image),)
 
     def _initialise(self, id: int, image: np.ndarray) -> Step:
@@ -193,8 +183,8 @@ class Tracker:
         self._tracks.keep(keep)
         return pose
 
-    def _insert(self, id: int, image: np.ndarray, detect: bool = True, tracked: bool = True) -> None:
-        """Make the frame of the tracks and the pose a keyframe."""
+    def _insert(self, id: int, image: np.ndarray, detect: bool = True, tracked: bool = True) -> np.ndarray:
+        """Make the frame of the tracks and the pose a keyframe; return the table old point id -> new id."""
         if detect:
             self._tracks.detect()
         keyframe = SparseKeyframe(id, self._T, self._tracks.ids.copy(), self._pixels)
@@ -204,6 +194,7 @@ class Tracker:
         self._T = keyframe.T_camera_world
         self.placements.put(id, self._T, keyframe)
         self._keyframe_made()
+        return table
 
     def _rename(self, table: np.ndarray) -> None:
         """Give the tracks their points' new ids; of two that are one now, one goes."""
@@ -223,12 +214,8 @@ class Tracker:
         self._tracks.detect()
         features = Features(self._tracks.ids, self._pixels,
                             self._descriptor.describe(image, self._tracks.pixels, scales=True))
-        numbers = np.arange(len(self.map.keyframes))
-        if len(numbers) > _CONSIDERED:
-            others = self._random.choice(numbers[:-_NEWEST], _CONSIDERED - _NEWEST, replace=False)
-            numbers = np.concatenate([numbers[-_NEWEST:], others])
-        if tracked:
-            numbers = numbers[-_NEWEST:]
+        known = len(self.map.keyframes)
+        numbers = np.arange(known)[-_NEWEST:] if tracked else considered(known, self._random, _NEWEST)
         found = relocalise(self.map, numbers, features.descriptors, features.pixels,
                            lenient=self.state != State.TRACKING)
         trusted = tracked and tracked.inliers.sum() >= _TRUSTED
