@@ -17,10 +17,9 @@ from lifecycle_msgs.srv import ChangeState
 from rclpy.client import Client
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.utilities import remove_ros_args
 
 from slam3r_ros.container import GRAPH
-from slam3r_ros.nodes.base import shield_the_end
+from slam3r_ros.nodes.base import begin, shield_the_end
 
 TRANSITIONS = {'configure': Transition.TRANSITION_CONFIGURE, 'activate': Transition.TRANSITION_ACTIVATE}
 _NOTICE = 5.0  # seconds between two lines that say what is waited for
@@ -71,9 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv if arguments is None else arguments
     parser = argparse.ArgumentParser(prog='bring_up', description=main.__doc__)
     parser.add_argument('names', nargs='*', default=list(GRAPH), help='nodes, in order (default: %(default)s)')
-    names = parser.parse_args(remove_ros_args(arguments)[1:]).names
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy ends the context; no KeyboardInterrupt at the very end
-    rclpy.init(args=list(arguments))
+    names = parser.parse_args(begin(arguments)[1:]).names
     try:
         node = Node('bring_up')
         bring_up(node, names)

@@ -25,6 +25,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import rclpy
@@ -37,14 +38,14 @@ from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.task import Future
-from rclpy.utilities import remove_ros_args
 
 from slam3r_ros.components import ComponentError, component_class, node_arguments
-from slam3r_ros.nodes.base import PipelineNode, hush_the_half_made, shield_the_end
+from slam3r_ros.nodes.base import PipelineNode, begin, end_with, hush_the_half_made, shield_the_end
 from slam3r_ros.nodes.spinner import Spinner
 from slam3r_ros.transport.bus import close_node, stop_node
 from slam3r_ros.transport.executor import PoolExecutor
 from slam3r_ros.transport.registry import nodes
+from slam3r_ros.transport.shared_memory import remove_segments
 from slam3r_ros.transport.tuning import tune_malloc
 
 # By node name, from the last in the chain to the first, so that nothing is published into the void.
@@ -168,7 +169,8 @@ class Container(Node):
             name = f'{request.node_namespace.rstrip("/")}/{request.node_name}' if request.node_name else ''
             response.unique_id = self.load(request.plugin_name, name, **node_arguments(request))
         except (ComponentError, ContainerError) as error:
-            self.get_logger().error(str(error))
+            if self.context.ok():  # else the end came meanwhile
+                self.get_logger().error(str(error))
             # A slip of the pen must not end a graph that runs.
             if request.plugin_name in {*GRAPH.values(), *MONITOR.values()} - self._loaded:
                 self._note_failure(str(error))
@@ -208,16 +210,19 @@ class Container(Node):
         hosted = list(self.hosted.values())
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
-        failed = [f'{each.name}: {each.last_error}' for each in hosted if each.last_error]
-        message.status = [_line(self.get_fully_qualified_name(), '; '.join(failed), nodes=len(hosted), failed=len(failed))]
-        message.status += [_line(each.name, each.last_error) for each in hosted if not isinstance(each.node, PipelineNode)]
+        recent = [f'{each.name}: {error}' for each in hosted if (error := each.recent_error)]
+        last = [f'{each.name}: {error}' for each in hosted if (error := each.last_error)]
+        counts = {'nodes': len(hosted), 'failed': len(recent), 'errors': sum(each.errors for each in hosted)}
+        message.status = [_line(self.get_fully_qualified_name(), '; '.join(recent), '; '.join(last), **counts)]
+        foreign = [each for each in hosted if not isinstance(each.node, PipelineNode)]
+        message.status += [_line(each.name, each.recent_error, each.last_error, errors=each.errors) for each in foreign]
         self._diagnostics.publish(message)
 
 
-def _line(name: str, error: str, **values: int) -> DiagnosticStatus:
-    level = DiagnosticStatus.WARN if error else DiagnosticStatus.OK
-    values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
-    return DiagnosticStatus(level=level, name=name, message=error or 'ok', values=values)
+def _line(name: str, recent: str, last: str, **counts: int) -> DiagnosticStatus:
+    level = DiagnosticStatus.WARN if recent else DiagnosticStatus.OK
+    values = [KeyValue(key=key, value=str(value)) for key, value in (counts | {'last_error': last}).items()]
+    return DiagnosticStatus(level=level, name=name, message=recent or 'ok', values=values)
 
 
 def _end_node(spinner: Spinner) -> str:
@@ -245,39 +250,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--graph', action='store_true', help='load the four nodes of slam3r_ros, and do the following')
     failure = 'end with status 1 when a node cannot go on, or the graph lacks one'
     parser.add_argument('--exit-on-failure', action='store_true', help=failure)
-    options = parser.parse_args(remove_ros_args(arguments)[1:])
-    watch = options.graph or options.exit_on_failure
+    parser.add_argument('--parent', type=int, help='end when this process does, which has started the container')
     tune_malloc()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy ends the context; no KeyboardInterrupt amid the making of a node
-    rclpy.init(args=list(arguments))
+    remove_segments()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy ends the context; no KeyboardInterrupt while a node is made
+    options = parser.parse_args(begin(arguments)[1:])
+    if options.parent:
+        end_with(options.parent)
+    watch = options.graph or options.exit_on_failure
     hush_the_half_made()
-    executor = PoolExecutor(_THREADS)
-    container = Container()
-    executor.add_node(container)
-    try:
-        if options.graph:
-            for plugin in GRAPH.values():
-                container.load(plugin)
-        if watch:
-            executor.spin_until_future_complete(container.failed)
-            time.sleep(_FAREWELL)
-        else:
-            executor.spin()
-    except ContainerError as error:
-        if container.context.ok():  # else a signal came while a node was made
-            print(f'slam3r_container: {error}', file=sys.stderr)
-            return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except RuntimeError:  # of rcl, when a signal ends the context between two of its calls
-        if container.context.ok():
-            raise
-    finally:
-        shield_the_end()
-        container.close()
-        executor.shutdown()
-        rclpy.try_shutdown()
-    return int(watch and container.failed.done())
+    container = None
+    with ExitStack() as end:
+        end.callback(rclpy.try_shutdown)
+        try:
+            executor = PoolExecutor(_THREADS)
+            container = Container()
+            end.callback(container.close)
+            end.callback(executor.finish)  # a node may be about to be loaded
+            end.callback(shield_the_end)
+            executor.add_node(container)
+            if options.graph:
+                for plugin in GRAPH.values():
+                    container.load(plugin)
+            if watch:
+                executor.spin_until_future_complete(container.failed)
+                time.sleep(_FAREWELL)
+            else:
+                executor.spin()
+        except ContainerError as error:
+            if rclpy.ok():  # else a signal came while a node was made
+                print(f'slam3r_container: {error}', file=sys.stderr)
+                return 1
+        except (KeyboardInterrupt, ExternalShutdownException):
+            pass
+        except RuntimeError:  # of rcl, when a signal ends the context between two of its calls
+            if rclpy.ok():
+                raise
+    return int(watch and container is not None and container.failed.done())
 
 
 if __name__ == '__main__':

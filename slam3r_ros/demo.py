@@ -25,7 +25,7 @@ from visualization_msgs.msg import MarkerArray
 from slam3r_ros.container import GRAPH
 from slam3r_ros.evaluation.groundtruth import GroundTruthError, load
 from slam3r_ros.evaluation.score import NewestKeyframes, format_table, score
-from slam3r_ros.graph import Graph, GraphError, bundled_clip
+from slam3r_ros.graph import ContainerKilled, Graph, GraphError, bundled_clip, undisturbed
 from slam3r_ros.mapping.trajectory import TrajectoryError, read_tum
 from slam3r_ros.meshing.export import ExportError
 from slam3r_ros.meshing.render import render_overview
@@ -35,8 +35,9 @@ from slam3r_ros.recorder import BagRecorder
 from slam3r_ros.srv import SaveMap
 from slam3r_ros.transport.messages import keyframe_from_message
 from slam3r_ros.transport.poses import pose_from_odometry
+from slam3r_ros.transport.shared_memory import remove_segments
 from slam3r_ros.values import Pose, State
-from slam3r_ros.video.source import VideoError, open_source
+from slam3r_ros.video.source import VideoError, first_frame, is_live, open_source
 
 
 class DemoError(RuntimeError):
@@ -63,7 +64,9 @@ def main(arguments: argparse.Namespace) -> int:
     Returns:
         0; 1 where it cannot run; 2 where the camera was never placed; 130 where Ctrl-C left nothing to save.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the container would be left behind
+    for number in (signal.SIGTERM, signal.SIGHUP):  # else half-made files would be left behind
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     if arguments.video is None:
         clip = bundled_clip()
         arguments.video = str(clip / 'video.mp4')
@@ -74,7 +77,7 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         load(arguments.groundtruth, arguments.intrinsics, arguments.depth)  # complain now, not when all is done
         with closing(open_source(arguments.video)) as source:
-            frames, start = source.frames, next(iter(source)).stamp
+            frames, start = source.frames, first_frame(source).stamp
         make_folder(arguments.out)
         # Results appear in `out` only when they are whole.
         with tempfile.TemporaryDirectory(prefix='.demo-', dir=arguments.out) as staging:
@@ -89,14 +92,25 @@ def main(arguments: argparse.Namespace) -> int:
             return 0
         print('slam3r demo: the camera was never placed; it must move sideways past textured things', file=sys.stderr)
         return 2
-    except (DemoError, VideoError, GroundTruthError, TrajectoryError, GraphError, ExportError, OSError) as error:
-        print(f'slam3r demo: {error}', file=sys.stderr)
+    except (DemoError, VideoError, GroundTruthError, TrajectoryError, GraphError, ExportError) as error:
+        print(f'slam3r demo: {error}', file=sys.stderr, flush=True)
+        if isinstance(error, ContainerKilled):
+            _remove(arguments.out)
+            remove_segments(own=True)
+            os._exit(status)
+    except OSError as error:
+        reason = error.strerror or error
+        print(f'slam3r demo: {arguments.out}: {reason}; make room, or name another folder', file=sys.stderr)
     except KeyboardInterrupt:
-        print('slam3r demo: interrupted before there was a map; nothing was written', file=sys.stderr)
+        print('slam3r demo: interrupted before the map was saved; nothing was written', file=sys.stderr)
         status = 130
-    with suppress(OSError):  # it holds something, was never made, or is not ours to remove
-        arguments.out.rmdir()
+    _remove(arguments.out)
     return status
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):  # it holds something, was never made, or is not ours to remove
+        folder.rmdir()
 
 
 def make_folder(folder: Path) -> None:
@@ -126,9 +140,11 @@ def run(arguments: argparse.Namespace, staging: Path, frames: int | None, start:
         What `summary.json` holds.
     """
     with Graph('slam3r_demo') as graph:
-        recorder = BagRecorder(graph.node, staging / 'map.mcap', start)
+        begin = time.time_ns if is_live(arguments.video) else lambda: start  # the nodes stamp what is live anew
+        recorder = BagRecorder(graph.node, staging / 'map.mcap', begin())
         try:
-            observer = Observer(graph, recorder, geometry=arguments.intrinsics is not None)
+            with undisturbed():
+                observer = Observer(graph, recorder, geometry=arguments.intrinsics is not None)
             parameters = {
                 'video_decoder': {'input': arguments.video, 'stamp_offset': 0.0},
                 'slam3r': {'engine': arguments.engine, 'map_folder': str(staging.resolve())},
@@ -136,6 +152,7 @@ def run(arguments: argparse.Namespace, staging: Path, frames: int | None, start:
             }
             for name in GRAPH:
                 graph.load(name, parameters.get(name, {}))
+            start = begin()
             seconds, interrupted = follow(graph, observer, frames)
             if interrupted:
                 graph.unload('video_decoder')

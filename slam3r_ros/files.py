@@ -1,9 +1,12 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Write a file so that whoever looks, whenever, finds the old one or the new one, whole."""
+"""Write files so that whoever looks, whenever, finds the old ones or the new ones, whole."""
 
 import os
 import secrets
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,8 +30,36 @@ def write_whole(path: str | Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _settle(path.parent)  # the new name, too, is on the disk
+
+
+@contextmanager
+def written_together(folder: Path, obsolete: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yield a folder to write files into; at the end they take their places together, once all are on the disk.
+
+    Until then an error or a crash leaves all that was there.  Only a crash amid the renaming itself, which takes
+    microseconds, leaves some of both.
+
+    Args:
+        folder: Where the files shall be.
+        obsolete: Files that go as the new ones come.
+
+    Raises:
+        OSError: they cannot be written; then what was there stays.
+    """
+    with tempfile.TemporaryDirectory(prefix='.', suffix='.partial', dir=folder) as staging:
+        yield Path(staging)
+        for path in obsolete:
+            path.unlink(missing_ok=True)
+        for path in Path(staging).iterdir():
+            os.replace(path, folder / path.name)
+        _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Have the names in a folder written to the disk."""
+    number = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name, too, is on the disk
+        os.fsync(number)
     finally:
-        os.close(folder)
+        os.close(number)

@@ -4,11 +4,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,10 +31,19 @@ from slam3r_ros.values import MeshUpdate, SlamStatus
 
 CONTAINER = 'slam3r_container'
 SERVICE_SECONDS = 60.0
+_DOMAINS = 99  # those above 101 meet the ephemeral ports
+_guards: list[socket.socket] = []
 
 
 class GraphError(RuntimeError):
     """The graph could not be started, or ended by itself."""
+
+
+class ContainerKilled(GraphError):
+    """A signal has ended the container's process; who is told should end by `os._exit`.
+
+    Fast DDS may crash while it ends in order, over what a process that was killed has left in shared memory.
+    """
 
 
 def bundled_clip() -> Path:
@@ -42,8 +53,40 @@ def bundled_clip() -> Path:
 
 def isolate() -> None:
     """Stay on this machine, on a domain of this process' own, unless the environment says otherwise."""
-    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 99))
+    if 'ROS_DOMAIN_ID' not in os.environ:
+        os.environ['ROS_DOMAIN_ID'] = str(_take_domain())
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+
+
+def _take_domain() -> int:
+    """Return a domain that no other such process on this machine has; it is kept until this one ends."""
+    for number in range(_DOMAINS):
+        domain, guard = 1 + (os.getpid() + number) % _DOMAINS, socket.socket(socket.AF_UNIX)
+        try:
+            guard.bind(f'\0slam3r_ros domain {domain}')  # Linux' abstract namespace: no file is left behind
+        except OSError:  # it is taken
+            guard.close()
+            continue
+        _guards.append(guard)
+        return domain
+    raise GraphError('every ROS domain is taken by another run on this machine; set ROS_DOMAIN_ID to share one')
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep signals back: amid the making of a subscription they leave a node that rclpy cannot destroy."""
+    all_ends = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    numbers = [each for each in all_ends if signal.getsignal(each) is signal.default_int_handler]
+    came: list[int] = []
+    for number in numbers:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def run_graph(parameters: dict[str, dict[str, Any]], arguments: Sequence[str] = ()) -> float:
@@ -115,7 +158,10 @@ class Graph:
         self._thread.start()
         # A session of its own: Ctrl-C is for this process, which then ends the other one in order.
         self._process = subprocess.Popen(
-            [sys.executable, '-m', 'slam3r_ros.container', '--ros-args', '-r', f'__node:={CONTAINER}'],
+            [
+                *(sys.executable, '-m', 'slam3r_ros.container', '--parent', str(os.getpid())),
+                *('--ros-args', '-r', f'__node:={CONTAINER}'),
+            ],
             start_new_session=True,
         )
         self._loaded: dict[str, int] = {}
@@ -128,12 +174,14 @@ class Graph:
     def __exit__(self, *_: object) -> None:
         """End the container, then this process' node."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.terminate()  # SIGINT would leave a traceback while it still imports
             try:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        elif self._process.returncode < 0:  # see ContainerKilled
+            return
         self._executor.shutdown(5)
         self._thread.join(5)
         self.node.destroy_node()  # before the context: rcl may crash in the other order
@@ -181,26 +229,29 @@ class Graph:
             GraphError: If it does not answer within a minute, or the container has ended.
         """
         client = self.node.create_client(service_type, service)
-        try:
-            deadline = time.monotonic() + SERVICE_SECONDS
-            while not client.service_is_ready():  # `wait_for_service` looks four times a second
-                self.check()
-                time.sleep(0.01)
-                if time.monotonic() > deadline:
-                    raise GraphError(f'{service} did not appear within {SERVICE_SECONDS:.0f} s')
-            future = client.call_async(request)
-            while not future.done():
-                self.check()
-                if time.monotonic() > deadline:
-                    raise GraphError(f'{service} did not answer within {SERVICE_SECONDS:.0f} s')
-                time.sleep(0.01)
-            return future.result()
-        finally:
-            self.node.destroy_client(client)
+        deadline = time.monotonic() + SERVICE_SECONDS
+        while not client.service_is_ready():  # `wait_for_service` looks four times a second
+            self.check()
+            time.sleep(0.01)
+            if time.monotonic() > deadline:
+                raise GraphError(f'{service} did not appear within {SERVICE_SECONDS:.0f} s')
+        future = client.call_async(request)
+        while not future.done():
+            self.check()
+            if time.monotonic() > deadline:
+                raise GraphError(f'{service} did not answer within {SERVICE_SECONDS:.0f} s')
+            time.sleep(0.01)
+        self.node.destroy_client(client)  # else with the node: while it is called its thread would complain
+        return future.result()
 
     def check(self) -> None:
-        """Raise `GraphError` when the container has ended, or listening to it."""
+        """Raise `GraphError` when the container has ended, `ContainerKilled` if by a signal; or what a callback did."""
+        if isinstance(self._failure, OSError):  # in a callback: what comes could not be written
+            raise self._failure
         if self._failure is not None:
             raise GraphError(f'listening to the graph failed: {self._failure!r}') from self._failure
         if (code := self._process.poll()) is not None:
+            if code < 0:
+                reason = f'was ended by signal {-code} ({signal.strsignal(-code)})'
+                raise ContainerKilled(f'the container process {reason}; if nobody sent it, `dmesg` may say why')
             raise GraphError(f'the container process ended by itself with status {code}; its output says why')

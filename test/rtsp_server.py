@@ -51,7 +51,7 @@ def _payloads(unit):
 
 
 @contextmanager
-def rtsp_server(play, parameter_sets=(), port=0, status='200 OK'):
+def rtsp_server(play, parameter_sets=(), port=0, status='200 OK', tls=None):
     """Serve on loopback; yield the URL.
 
     Args:
@@ -59,6 +59,7 @@ def rtsp_server(play, parameter_sets=(), port=0, status='200 OK'):
         parameter_sets: SPS and PPS that the description names.
         port: To listen on; 0: any.
         status: Of the answer to DESCRIBE.
+        tls: An `SSLContext` to speak rtsps.
     """
     sets = ','.join(base64.b64encode(each).decode() for each in parameter_sets)
     description = (
@@ -73,16 +74,19 @@ def rtsp_server(play, parameter_sets=(), port=0, status='200 OK'):
         'PLAY': ('200 OK', 'Session: 1\r\n', ''),
     }
 
+    def secured(connection):
+        return tls.wrap_socket(connection, server_side=True) if tls else connection
+
     def serve(connection):
-        with connection, suppress(OSError), connection.makefile('rb') as lines:
+        with connection, suppress(OSError), secured(connection) as channel, channel.makefile('rb') as lines:
             while words := lines.readline().split():
                 fields = dict(line.split(b': ', 1) for line in iter(lines.readline, b'\r\n'))
                 status, head, body = answers[words[0].decode()]
                 number = fields[b'CSeq'].decode().strip()
                 head = f'RTSP/1.0 {status}\r\nCSeq: {number}\r\n{head}Content-Length: {len(body)}\r\n\r\n'
-                connection.sendall((head + body).encode())
+                channel.sendall((head + body).encode())
                 if words[0] == b'PLAY':
-                    play(Player(connection))
+                    play(Player(channel))
                     return
 
     with socket.create_server(('127.0.0.1', port)) as listener:
@@ -92,5 +96,5 @@ def rtsp_server(play, parameter_sets=(), port=0, status='200 OK'):
                     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
-        yield f'rtsp://127.0.0.1:{listener.getsockname()[1]}/stream'
+        yield f'{"rtsps" if tls else "rtsp"}://127.0.0.1:{listener.getsockname()[1]}/stream'
         listener.shutdown(socket.SHUT_RDWR)

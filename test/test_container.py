@@ -19,7 +19,7 @@ from rcl_interfaces.msg import ParameterValue
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from ros_helpers import next_domain, ros_fixture, wait_until  # noqa: F401
+from ros_helpers import PATIENCE, Ros, next_domain, ros_fixture, wait_for_match, wait_until  # noqa: F401
 from std_msgs.msg import Empty
 
 from slam3r_ros import container as container_module
@@ -27,6 +27,8 @@ from slam3r_ros.components import ComponentError, component_class, components
 from slam3r_ros.container import GRAPH, MONITOR, Container, ContainerError
 from slam3r_ros.graph import run_graph
 from slam3r_ros.nodes import playback, slam3r
+from slam3r_ros.nodes.base import begin
+from slam3r_ros.transport import errors
 from slam3r_ros.transport.bus import create_subscription
 from slam3r_ros.transport.registry import nodes
 from slam3r_ros.values import Frame
@@ -85,6 +87,17 @@ class Clumsy(Node):
     def _hear(self, message):
         self.count += 1
         raise KeyError('butter')
+
+
+class Slow(Node):
+    """Is still being made when a signal ends the process."""
+
+    def __init__(self, context, **kwargs):
+        print('slow', flush=True)
+        while context.ok():
+            time.sleep(0.01)
+        time.sleep(0.3)  # the container goes to its end meanwhile
+        super().__init__('slow', context=context, **kwargs)
 
 
 class Managed(LifecycleNode):
@@ -211,10 +224,10 @@ def test_a_subscriber_that_blocks_for_ever_holds_up_nobody(ros, container, call,
     monkeypatch.setattr(container_module, '_PATIENCE', 0.3)
     deaf, polite = (call(LoadNode, plugin_name=f'test_container:{name}').unique_id for name in ('Deaf', 'Polite'))
     talker = call.node.create_publisher(Empty, 'words', 10)
-    wait_until(talker.get_subscription_count)
+    wait_for_match(call.node, container.hosted[deaf].node, '/words')
     talker.publish(Empty())
     try:
-        assert container.hosted[deaf].node.heard.wait(10)
+        assert container.hosted[deaf].node.heard.wait(PATIENCE)
         assert list(call(ListNodes).unique_ids) == [deaf, polite]
         answer = call(UnloadNode, unique_id=deaf)
         assert not answer.success
@@ -225,21 +238,30 @@ def test_a_subscriber_that_blocks_for_ever_holds_up_nobody(ros, container, call,
         Deaf.gate.set()
 
 
-def test_a_callback_that_raises_is_told_in_the_diagnostics_and_goes_on(ros, container, call, capfd):
+def test_a_callback_that_raises_is_told_in_the_diagnostics_and_goes_on(ros, container, call, capfd, monkeypatch):
     seen = []
     call.node.create_subscription(DiagnosticArray, '/diagnostics', seen.append, 10)
     clumsy = container.hosted[call(LoadNode, plugin_name='test_container:Clumsy').unique_id].node
     talker = call.node.create_publisher(Empty, 'words', 10)
-    wait_until(talker.get_subscription_count)
+    wait_for_match(call.node, clumsy, '/words')
     for _ in range(6):  # more often than the node has threads
         talker.publish(Empty())
     wait_until(lambda: clumsy.count == 6)
-    seen.clear()
-    wait_until(lambda: seen)
-    own, status = seen[-1].status
-    assert (status.name, status.message, status.level) == ('/clumsy', "KeyError: 'butter'", DiagnosticStatus.WARN)
-    assert (own.name, own.message, own.level) == ('/slam3r_container', "/clumsy: KeyError: 'butter'", DiagnosticStatus.WARN)
+
+    def told():
+        """Return what was said last of all six errors."""
+        lines = [[(each.name, each.level, each.message, {pair.key: pair.value for pair in each.values})
+                  for each in message.status] for message in seen]  # fmt: skip
+        return [line for line in lines if all(values['errors'] == '6' for *_, values in line)][-1:]
+
+    wait_until(told)
+    ((own, status),) = told()
+    assert status[:3] == ('/clumsy', DiagnosticStatus.WARN, "KeyError: 'butter'")
+    assert own[:3] == ('/slam3r_container', DiagnosticStatus.WARN, "/clumsy: KeyError: 'butter'")
     assert "KeyError: 'butter'" in capfd.readouterr().err
+    monkeypatch.setattr(errors, 'RECENT', 0.0)  # a minute later: all is well again, the error is history
+    wait_until(lambda: [each[1:3] for each in told()[0]] == 2 * [(DiagnosticStatus.OK, 'ok')])
+    assert all(values['last_error'].endswith("KeyError: 'butter'") for *_, values in told()[0])
 
 
 @pytest.mark.parametrize('plugin', ['test_container:Managed', 'slam3r_ros::KeyframeSelector'])
@@ -339,9 +361,9 @@ def test_run_graph_raises_what_is_wrong(stubs, monkeypatch, parameters, message)
 class Process:
     """The container as a process."""
 
-    def __init__(self, *arguments, domain=None):
-        domain = next_domain() if domain is None else domain
-        environment = os.environ | {'ROS_DOMAIN_ID': str(domain), 'ROS_LOG_DIR': '/tmp/slam3r_ros_test_log'}
+    def __init__(self, *arguments):
+        self.domain = next_domain()
+        environment = os.environ | {'ROS_DOMAIN_ID': str(self.domain), 'ROS_LOG_DIR': '/tmp/slam3r_ros_test_log'}
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'slam3r_ros.container', *arguments],
             env=environment,
@@ -350,16 +372,25 @@ class Process:
             text=True,
         )
 
-    def end(self, seconds=20):
-        try:
-            return self.process.communicate(timeout=seconds)[0]
-        finally:
-            self.process.kill()
+    def end(self):
+        return self.process.communicate(timeout=2 * PATIENCE)[0]
+
+
+@pytest.fixture(scope='module')
+def processes():
+    """Return containers by what is done with them; they start at the same time, which takes some seconds."""
+    nowhere = '--ros-args', '-p', 'video_decoder:input:=/nowhere.mp4'
+    started = {number: Process('--graph') for number in (signal.SIGINT, signal.SIGTERM)}
+    started |= {'bad input': Process('--graph', *nowhere), 'bad node': Process('--exit-on-failure')}
+    yield started
+    for each in started.values():
+        each.process.kill()
+        each.process.communicate()
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_container_in_order(number):
-    container = Process('--graph')
+def test_a_signal_ends_the_container_in_order(processes, number):
+    container = processes[number]
     lines = []
     for line in container.process.stdout:  # it is up when the decoder says what it waits for
         lines.append(line)
@@ -373,9 +404,9 @@ def test_a_signal_ends_the_container_in_order(number):
     assert 'Traceback' not in text
 
 
-def test_a_graph_that_cannot_go_on_ends_with_status_1():
-    container = Process('--graph', '--ros-args', '-p', 'video_decoder:input:=/nowhere.mp4')
-    text = container.end(60)
+def test_a_graph_that_cannot_go_on_ends_with_status_1(processes):
+    container = processes['bad input']
+    text = container.end()
     assert container.process.returncode == 1
     assert text.count('/nowhere.mp4: does not exist') == 1
     assert 'Traceback' not in text
@@ -396,13 +427,17 @@ def test_what_is_half_made_leaves_the_bus(container, call):
     assert nodes() == before
 
 
-def test_a_container_that_exits_on_failure_ends_with_status_1_when_a_node_cannot_be_made(ros):
-    container = Process('--exit-on-failure', domain=ros.domain)
+def test_a_container_that_exits_on_failure_ends_with_status_1_when_a_node_cannot_be_made(processes):
+    container = processes['bad node']
     given = {'engine': 'slam3r', 'checkpoints_dir': '/nowhere'}
     engine = [Parameter(name, value=value).to_parameter_msg() for name, value in given.items()]
     request = LoadNode.Request(plugin_name='slam3r_ros::Slam3r', parameters=engine)
-    answer = ros.call(ros.node(node_name='client'), LoadNode, f'{SERVICE}/load_node', request)
-    text = container.end()
+    ros = Ros(container.domain)
+    try:
+        answer = ros.call(ros.node(node_name='client'), LoadNode, f'{SERVICE}/load_node', request, 2 * PATIENCE)
+        text = container.end()
+    finally:
+        ros.close()
     # With torch the weights are missing, without it the packages.
     reason = re.compile('weights download|pip install')
     assert reason.search(answer.error_message) and reason.search(text)
@@ -414,13 +449,37 @@ def test_what_waits_ends_with_the_container(ros, container, stubs):
     """A decoder blocked by a reader that never comes to an end does not hold up the end."""
     gate = threading.Event()
     engine, _ = stubs
-    engine.process = lambda frame: gate.wait(3)
-    for plugin in GRAPH.values():
-        container.load(plugin, parameter_overrides=[Parameter('input', value='video.mp4')])
-    wait_until(lambda: len(container.hosted) == 4)
-    time.sleep(0.3)
-    threading.Timer(0.5, gate.set).start()
+    engine.process = lambda frame: gate.wait(2 * PATIENCE)
+    video = [Parameter('input', value='video.mp4')]
+    ids = [container.load(plugin, parameter_overrides=video) for plugin in GRAPH.values()]
+    decoder = container.hosted[ids[-1]].node
+    wait_until(lambda: decoder.worker._waits)
+    threading.Timer(0.3, gate.set).start()
     start = time.monotonic()
     container.close()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < container_module._PATIENCE  # nobody was given up
     container.close = lambda: None
+
+
+def test_a_signal_while_a_node_is_loaded_ends_the_container_without_noise(monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', os.path.dirname(__file__), prepend=os.pathsep)
+    container = Process()
+    ros = Ros(container.domain)
+    try:
+        load = ros.node(node_name='client').create_client(LoadNode, f'{SERVICE}/load_node')
+        wait_until(load.service_is_ready, 2 * PATIENCE)
+        load.call_async(LoadNode.Request(plugin_name='test_container:Slow'))
+        assert container.process.stdout.readline() == 'slow\n'
+        container.process.terminate()
+        assert container.end() == '' and container.process.returncode == 0
+    finally:
+        ros.close()
+        container.process.kill()
+        container.process.communicate()
+
+
+@pytest.mark.parametrize('words', [['--params-file', 'missing.yaml'], ['-p', 'no_value'], ['-r', 'no_rule']])
+def test_ros_arguments_that_make_no_sense_are_told_in_one_line(words):
+    with pytest.raises(SystemExit, match=r"^slam3r_container: .*: Couldn't parse [^\n]*$") as caught:
+        begin(['/bin/slam3r_container', '--ros-args', *words])
+    assert '.c:' not in str(caught.value)

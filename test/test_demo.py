@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,13 +20,15 @@ pytest.importorskip('evo', reason='evo is not installed: it is only for tests')
 pytest.importorskip('mcap', reason='mcap is not installed: it is only for tests')
 
 from evo.tools import file_interface
+from long_clip import repeat
 from mcap.reader import make_reader
-from ros_helpers import ros_fixture, wait_until  # noqa: F401
+from ros_helpers import PATIENCE, next_domain, ros_fixture, wait_until  # noqa: F401
 
-from slam3r_ros import msg
+from slam3r_ros import demo as demo_module
+from slam3r_ros import graph, msg
 from slam3r_ros.cli import main
 from slam3r_ros.demo import FILES
-from slam3r_ros.graph import isolate
+from slam3r_ros.graph import isolate, undisturbed
 
 CLIP = Path(__file__).parent / 'data' / 'room' / 'video.mp4'
 TOPICS = ('/tf', '/tf_static', '/odometry', '/path', '/map_cloud', '/mesh', '/mesh_markers', '/status')
@@ -39,8 +41,8 @@ def marked(path, mark):
         return False
 
 
-def demo(*arguments, **environment):
-    command = [sys.executable, '-m', 'slam3r_ros.cli', 'demo', *map(str, arguments)]
+def demo(*arguments, start=('-m', 'slam3r_ros.cli'), **environment):
+    command = [sys.executable, *start, 'demo', *map(str, arguments)]
     environment = {'AMENT_PREFIX_PATH': sys.prefix} | os.environ | environment
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -49,6 +51,18 @@ def wait_for_engine(process):
     """Wait until the container has loaded the engine, which is in the middle of the start."""
     while '[slam3r]: engine' not in (line := process.stderr.readline()):
         assert line, 'the engine never came up'
+
+
+def wait_for_imports(process):
+    """Wait until the process is amid its imports."""
+    wait_until(lambda: 'numpy' in Path(f'/proc/{process.pid}/maps').read_text())
+
+
+def container_of(process):
+    """Return the folder in /proc of a demo's container; None while there is none."""
+    children = ' '.join(path.read_text() for path in Path(f'/proc/{process.pid}/task').glob('*/children')).split()
+    folders = [Path('/proc', each) for each in children]
+    return next((each for each in folders if b'slam3r_ros.container' in (each / 'cmdline').read_bytes()), None)
 
 
 def write_video(path, images, codec='mpeg4'):
@@ -73,10 +87,37 @@ def short_clip(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp('clip') / 'short.mp4', images, 'libx264')
 
 
-def test_a_video_becomes_a_map(short_clip, tmp_path):
-    out = tmp_path / 'out'
-    process = demo('--video', short_clip, '--out', out)
-    table, log = process.communicate(timeout=120)
+@pytest.fixture(scope='module')
+def mapping(short_clip, tmp_path_factory):
+    """Return a demo that is under way, and its folder."""
+    out = tmp_path_factory.mktemp('mapping') / 'out'
+    process = demo('--video', short_clip, '--out', out, ROS_DOMAIN_ID=str(next_domain()))
+    yield process, out
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.usefixtures('mapping')  # meanwhile
+def test_ctrl_c_saves_what_there_is(ros, tmp_path):
+    out, statuses, meshed = tmp_path / 'out', [], []
+    observer = ros.node(node_name='observer')
+    observer.create_subscription(msg.SlamStatus, 'status', statuses.append, 10)
+    observer.create_subscription(msg.MeshUpdate, 'mesh', lambda update: meshed.extend(update.blocks), 10)
+    clip = repeat(CLIP, tmp_path / 'long.mp4', 4)
+    process = demo('--video', clip, '--out', out, ROS_DOMAIN_ID=str(ros.domain))
+    wait_for_engine(process)
+    wait_until(lambda: meshed and any(each.frames_in > 10 for each in statuses), 2 * PATIENCE)
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=2 * PATIENCE)
+    assert process.returncode == 0 and 'Traceback' not in log and 'interrupted' in log, log
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    summary = json.loads((out / 'summary.json').read_text())
+    assert summary['interrupted'] and 10 < summary['frames'] < 1200
+
+
+def test_a_video_becomes_a_map(mapping):
+    process, out = mapping
+    table, log = process.communicate(timeout=4 * PATIENCE)
     assert process.returncode == 0, log
     assert not list(out.glob('.*'))
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
@@ -98,43 +139,80 @@ def test_a_video_becomes_a_map(short_clip, tmp_path):
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 1000
 
 
-def test_ctrl_c_saves_what_there_is(ros, tmp_path):
-    out, statuses, meshed = tmp_path / 'out', [], []
-    observer = ros.node(node_name='observer')
-    observer.create_subscription(msg.SlamStatus, 'status', statuses.append, 10)
-    observer.create_subscription(msg.MeshUpdate, 'mesh', lambda update: meshed.extend(update.blocks), 10)
-    process = demo('--video', CLIP, '--out', out, ROS_DOMAIN_ID=str(ros.domain))
-    wait_for_engine(process)
-    wait_until(lambda: meshed and statuses and statuses[-1].frames_in > 10, 60)
-    process.send_signal(signal.SIGINT)
-    _, log = process.communicate(timeout=60)
-    assert process.returncode == 0 and 'Traceback' not in log and 'interrupted' in log, log
-    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
-    summary = json.loads((out / 'summary.json').read_text())
-    assert summary['interrupted'] and 10 < summary['frames'] < 300
-
-
-@pytest.mark.parametrize(
-    'end, moment',
-    [
-        (signal.SIGINT, lambda process: time.sleep(0.5)),  # amid the imports
+def test_an_early_end_leaves_nothing_behind(tmp_path):
+    moments = [
+        (signal.SIGINT, wait_for_imports),
+        (signal.SIGHUP, lambda process: wait_until(lambda: container_of(process))),  # amid the container's imports
         (signal.SIGINT, wait_for_engine),
         (signal.SIGTERM, wait_for_engine),
-    ],
-)
-def test_an_early_end_leaves_nothing_behind(tmp_path, end, moment):
-    out = tmp_path / 'out'
-    process = demo('--video', CLIP, '--out', out, TEST_MARK=str(tmp_path))
-    moment(process)
-    process.send_signal(end)
-    _, log = process.communicate(timeout=60)
-    assert 'Traceback' not in log, log
-    if process.returncode in (0, 2):  # it was under way already, with a pose or without
-        assert (out / 'summary.json').exists()
-    else:
-        assert process.returncode in (130, -end) and not out.exists(), log
-    assert not list(tmp_path.glob('out/.*'))
+    ]
+    demos = []
+    for i, moment in enumerate(moments):  # they start at the same time
+        given = {'TEST_MARK': str(tmp_path), 'ROS_DOMAIN_ID': str(next_domain())}
+        demos.append((*moment, tmp_path / f'out{i}', demo('--video', CLIP, '--out', tmp_path / f'out{i}', **given)))
+
+    def strike(end, wait, _, process):
+        wait(process)
+        process.send_signal(end)
+        return process.communicate(timeout=2 * PATIENCE)[1]
+
+    with ThreadPoolExecutor() as pool:
+        logs = list(pool.map(lambda each: strike(*each), demos))
+    for (end, _, out, process), log in zip(demos, logs, strict=True):
+        assert 'Traceback' not in log, log
+        if process.returncode in (0, 2):  # it was under way already, with a pose or without
+            assert (out / 'summary.json').exists()
+        else:
+            # Python ends as by SIGINT where KeyboardInterrupt went through an `exec`, though it was caught.
+            assert process.returncode in (130, -end, -signal.SIGINT) and not out.exists(), log
+        assert not list(out.glob('.*'))
     assert not [path for path in Path('/proc').glob('[0-9]*/environ') if marked(path, str(tmp_path))]
+
+
+# Runs the command; an orderly end of ROS, in which Fast DDS may crash, or of Python gives away that it was tried.
+STRICT = """
+import atexit, os, sys
+import rclpy
+from slam3r_ros.cli import main
+atexit.register(lambda: os._exit(98))
+rclpy.try_shutdown = lambda: os._exit(99)
+sys.exit(main())
+"""
+
+
+def test_a_container_that_is_killed_is_one_line_and_leaves_nothing(tmp_path):
+    out = tmp_path / 'out'
+    process = demo('--video', CLIP, '--out', out, start=['-c', STRICT], ROS_DOMAIN_ID=str(next_domain()))
+    wait_for_engine(process)
+    container = container_of(process)
+    files = {os.path.realpath(each) for each in Path(f'/proc/{process.pid}/fd').iterdir()}
+    os.kill(int(container.name), signal.SIGKILL)
+    _, log = process.communicate(timeout=2 * PATIENCE)
+    complaints = [line for line in log.splitlines() if line.startswith('slam3r demo: ')]
+    assert process.returncode == 1 and 'Traceback' not in log, log
+    assert complaints == [
+        'slam3r demo: the container process was ended by signal 9 (Killed); if nobody sent it, `dmesg` may say why'
+    ]
+    assert not out.exists()
+    assert not [path for path in files if 'fastrtps_' in path and 'port' not in path and Path(path).exists()]
+
+
+def test_a_demo_that_is_killed_takes_its_container_with_it(tmp_path):
+    process = demo('--video', CLIP, '--out', tmp_path / 'out', ROS_DOMAIN_ID=str(next_domain()))
+    wait_for_engine(process)
+    container = container_of(process)
+    process.kill()
+    process.communicate(timeout=2 * PATIENCE)  # the container has the same standard error
+    wait_until(lambda: not container.exists())
+
+
+def test_a_signal_amid_the_making_of_subscriptions_comes_behind_it():
+    """Else rclpy has half of one, and the node cannot be destroyed."""
+    done = []
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        done.append('all')
+    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def bad_inputs(folder):
@@ -143,6 +221,11 @@ def bad_inputs(folder):
     yield 'missing.mp4', folder / 'missing.mp4'
     (folder / 'folder').mkdir()
     yield 'folder', folder / 'folder'
+    (folder / 'broken').mkdir()
+    (folder / 'broken' / '0.png').write_text('no picture')
+    yield 'broken', folder / 'broken'
+    yield 'rtsp:', 'rtsp://127.0.0.1:1/refused'
+    yield 'video87', 'camera:87'
     (folder / 'empty.mp4').touch()
     yield 'empty.mp4', folder / 'empty.mp4'
     (folder / 'text.mp4').write_text('not a video\n' * 100)
@@ -174,15 +257,32 @@ def demo_here(capfd):
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, demo_here):
-    for name, path in bad_inputs(tmp_path):
+    inputs = list(bad_inputs(tmp_path))
+    own = 'missing.mp4', 'changing.m2v'  # in processes of their own; the latter is told by the container
+    demos = {name: demo('--video', path, '--out', tmp_path / f'out of {name}') for name, path in inputs if name in own}
+    for name, path in inputs:
         out = tmp_path / f'out of {name}'
-        run = demo if name in ('missing.mp4', 'changing.m2v') else demo_here  # the latter is told by the container
-        process = run('--video', path, '--out', out)
-        table, log = process.communicate(timeout=60)
+        process = demos.get(name) or demo_here('--video', path, '--out', out)
+        table, log = process.communicate(timeout=2 * PATIENCE)
         complaints = [line for line in log.splitlines() if line.startswith('slam3r demo: ')]
         assert process.returncode == 1 and not table, (name, table, log)
         assert len(complaints) == 1 and name in complaints[0] and 'Traceback' not in log, (name, log)
         assert not out.exists(), name
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(short_clip, tmp_path, demo_here, monkeypatch):
+    class Full(graph.Graph):
+        def __init__(self, name):
+            super().__init__(name)
+            self._failure = OSError(28, 'No space left on device')  # as when the recorder cannot write
+
+    monkeypatch.setattr(demo_module, 'Graph', Full)
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(next_domain()))
+    out = tmp_path / 'out'
+    process = demo_here('--video', short_clip, '--out', out)
+    _, log = process.communicate(timeout=2 * PATIENCE)
+    assert log.splitlines() == [f'slam3r demo: {out}: No space left on device; make room, or name another folder']
+    assert process.returncode == 1 and not out.exists()
 
 
 def test_bad_ground_truth_is_told_before_the_work(short_clip, tmp_path, demo_here):
@@ -200,3 +300,12 @@ def test_it_takes_a_domain_of_its_own_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv('ROS_AUTOMATIC_DISCOVERY_RANGE', raising=False)
     isolate()
     assert 1 <= int(os.environ['ROS_DOMAIN_ID']) <= 100 and os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] == 'LOCALHOST'
+
+
+def test_runs_at_the_same_time_take_different_domains(monkeypatch):
+    domains = set()
+    for _ in range(3):
+        monkeypatch.delenv('ROS_DOMAIN_ID')
+        isolate()
+        domains.add(os.environ['ROS_DOMAIN_ID'])
+    assert len(domains) == 3

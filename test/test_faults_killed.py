@@ -1,6 +1,6 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""kill -9 while a map is saved: each file is the old one or the new one, whatever the moment."""
+"""kill -9 while a map is saved: the files are the old ones or the new ones, whatever the moment."""
 
 import signal
 import subprocess
@@ -33,11 +33,12 @@ def save(folder, size):
     folder.mkdir(exist_ok=True)
     points = size * np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     colors = np.full((4, 3), 100, np.uint8)
-    engine.save(folder / 'map.npz')
-    write_tum(folder / 'trajectory.tum', engine.trajectory())
-    write_cloud(folder / 'cloud.ply', points, colors)
-    for name in ('mesh.ply', 'mesh.glb'):
-        write_mesh(folder / name, points, colors, [[0, 1, 2], [0, 2, 3]])
+    with files.written_together(folder) as folder:
+        engine.save(folder / 'map.npz')
+        write_tum(folder / 'trajectory.tum', engine.trajectory())
+        write_cloud(folder / 'cloud.ply', points, colors)
+        for name in ('mesh.ply', 'mesh.glb'):
+            write_mesh(folder / name, points, colors, [[0, 1, 2], [0, 2, 3]])
 
 save(folder / 'old', 1)
 engine.set_scale(2.0)
@@ -108,7 +109,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith('.')}
 
 
-def test_killed_at_each_step_of_a_save_every_file_is_old_or_new(map_file, tmp_path):
+def test_killed_at_each_step_of_a_save_the_files_are_all_old_or_all_new(map_file, tmp_path):
     saver = subprocess.Popen(
         [sys.executable, '-c', SAVER, str(tmp_path), str(map_file)],
         stdin=subprocess.PIPE,
@@ -121,7 +122,7 @@ def test_killed_at_each_step_of_a_save_every_file_is_old_or_new(map_file, tmp_pa
         assert sorted(old) == sorted(new) == sorted(NAMES)
         assert all(old[name] != new[name] for name in NAMES)
         folder.mkdir()
-        steps, replaced = 0, set()
+        steps, replaced, mixtures = 0, set(), 0
         while len(replaced) < len(NAMES):
             steps += 1
             for name in NAMES:
@@ -133,8 +134,10 @@ def test_killed_at_each_step_of_a_save_every_file_is_old_or_new(map_file, tmp_pa
             assert sorted(found) == sorted(NAMES)
             assert all(found[name] in (old[name], new[name]) for name in NAMES), steps
             replaced = {name for name in NAMES if found[name] == new[name]}
+            mixtures += 0 < len(replaced) < len(NAMES)
             assert status == signal.SIGKILL
         assert steps > 5 * len(NAMES)  # open, write, fsync, replace, fsync of the folder
+        assert mixtures == len(NAMES) - 1  # one rename follows the other
     finally:
         saver.kill()
         saver.communicate()

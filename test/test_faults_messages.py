@@ -125,10 +125,10 @@ def test_nodes_count_and_name_what_is_malformed_and_go_on(ros, monkeypatch):
     frame, keyframe = next(images()), wall(next(images()), revision=1)
     rng = random.Random(1)
     publishers = {}
-    for value, topic in ((frame, 'frames'), (keyframe, 'keyframes'), (VALUES['status'], 'status')):
+    for value, topic, readers in ((frame, 'frames', 1), (keyframe, 'keyframes', 2), (VALUES['status'], 'status', 1)):
         publisher = outside.create_publisher(adapter_of(type(value)).message_type, topic, 100)
         publishers[type(value)] = publisher
-        wait_until(publisher.get_subscription_count)
+        wait_until(lambda publisher=publisher, readers=readers: publisher.get_subscription_count() == readers)
         for message in spoiled(value, 60, changes=2):
             publisher.publish(message)
             data = bytearray(serialize_message(message))
@@ -141,11 +141,11 @@ def test_nodes_count_and_name_what_is_malformed_and_go_on(ros, monkeypatch):
 
     heard = {'/mesher': ('/keyframes: ', '/status: '), '/keyframe_selector': ('/frames: ', '/keyframes: ')}
     for name, topics in heard.items():
-        wait_until(lambda name=name: int(values(name).get('malformed', 0)) > 3, 20)
+        wait_until(lambda name=name: int(values(name).get('malformed', 0)) > 3)
         assert values(name)['message'].startswith(topics)
     for value in (replace(frame, id=12345), keyframe, VALUES['status']):
         publishers[type(value)].publish(adapter_of(type(value)).to_message(value, 'frame'))
-    wait_until(lambda: any(each.id == 12345 for each in engine.frames), 20)
+    wait_until(lambda: any(each.id == 12345 for each in engine.frames))
     for node in nodes:
         node.worker.call(lambda: None)
         assert 'Error' not in node.last_error, node.last_error  # nothing that a callback raised

@@ -14,7 +14,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from nodes_stubs import FRAMES, StubEngine, StubSource, images
-from ros_helpers import PACE, quick, ros_fixture, wait_until  # noqa: F401
+from ros_helpers import PACE, PATIENCE, quick, ros_fixture, wait_for_match, wait_until  # noqa: F401
 from sensor_msgs.msg import Image
 
 from slam3r_ros import bringup
@@ -76,7 +76,7 @@ class Gate:
         def wait(frame):
             if frame.id == at:
                 self.reached.set()
-                self.open.wait(20)
+                assert self.open.wait(2 * PATIENCE)
             return process(frame)
 
         engine.process = wait
@@ -144,7 +144,11 @@ def test_diagnostics_say_that_a_node_is_inactive(ros, manager):
     manager.node.create_subscription(DiagnosticArray, '/diagnostics', seen.append, 10)
     ros.node(KeyframeSelector, parameters={'autostart': False})
     assert manager.ask('keyframe_selector', 'configure')
-    wait_until(lambda: 'inactive' in [each.value for message in seen for each in message.status[0].values if each.key == 'lifecycle'])
+
+    def states():
+        return [each.value for message in seen for each in message.status[0].values if each.key == 'lifecycle']
+
+    wait_until(lambda: 'inactive' in states())
 
 
 def test_what_runs_is_finished_and_nothing_is_published_afterwards(ros, manager, engines):
@@ -152,25 +156,47 @@ def test_what_runs_is_finished_and_nothing_is_published_afterwards(ros, manager,
     node = ros.node(Slam3r)
     gate = Gate(engines[0], at=20)
     feeder.start(images())
-    assert gate.reached.wait(10)
+    assert gate.reached.wait(PATIENCE)
     answer = []
     asking = threading.Thread(target=lambda: answer.append(manager.ask('slam3r', 'deactivate')))
     asking.start()
     wait_until(lambda: node.worker.paused)
     assert not answer and node.active  # it waits for the frame
     gate.open.set()
-    asking.join(10)
+    asking.join(PATIENCE)
     assert answer == [True] and not node.active
     assert engines[0].frames[-1].id == 20
     heard = feeder.heard()
     assert [(k.id, k.revision) for k in feeder.keyframes] == [(10, 0), (20, 0), (10, 1)]
     time.sleep(1.5 / PACE)  # longer than the period of the status
     assert feeder.heard() == heard
-    assert feeder.sent[-1] == 22  # two wait for the node, and the feeder with the next: nothing is lost
+    wait_until(lambda: feeder.sent[-1] == 22)  # two wait for the node, and the feeder with the next: nothing is lost
     assert manager.ask('slam3r', 'activate')
     wait_until(lambda: feeder.statuses[-1].finished)
     assert [frame.id for frame in engines[0].frames] == list(range(FRAMES))
     assert len({keyframe.map_id for keyframe in feeder.keyframes}) == 1 and len(engines) == 1
+
+
+def test_a_status_that_is_on_its_way_is_waited_for(ros, manager, engines, monkeypatch):
+    feeder, node = Feeder(ros), ros.node(Slam3r)
+    telling, gate, publish = threading.Event(), threading.Event(), node._status.publisher.publish
+
+    def slow(status):
+        telling.set()
+        assert gate.wait(2 * PATIENCE)
+        publish(status)
+
+    monkeypatch.setattr(node._status.publisher, 'publish', slow)
+    assert telling.wait(PATIENCE)
+    answer = []
+    asking = threading.Thread(target=lambda: answer.append(manager.ask('slam3r', 'deactivate')))
+    asking.start()
+    wait_until(lambda: not node.active)
+    time.sleep(0.1)
+    assert not answer
+    gate.set()
+    asking.join(PATIENCE)
+    assert answer == [True] and feeder.heard() == (0, 1)
 
 
 def test_a_callback_that_does_not_end_keeps_the_node_active(ros, manager, engines, monkeypatch, capfd):
@@ -179,7 +205,7 @@ def test_a_callback_that_does_not_end_keeps_the_node_active(ros, manager, engine
     node = ros.node(Slam3r)
     gate = Gate(engines[0], at=5)
     feeder.start(images())
-    assert gate.reached.wait(10)
+    assert gate.reached.wait(PATIENCE)
     assert not manager.ask('slam3r', 'deactivate')
     assert node.active and manager.state('slam3r') == 'active'
     assert 'a callback still ran after 0 s; the node stays active' in capfd.readouterr().err
@@ -226,10 +252,10 @@ def test_a_file_waits_in_the_whole_chain_and_loses_nothing(ros, manager, monkeyp
     assert decoder.diagnostics()['received'] == 3 and not seen
     start = time.monotonic()
     assert manager.ask('video_decoder', 'deactivate')
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < managed._PATIENCE / 2
     assert manager.ask('keyframe_selector', 'activate')
     wait_until(lambda: seen == [0, 1])
-    time.sleep(0.3)
+    time.sleep(0.2)
     assert seen == [0, 1]  # what waited for room is not published by an inactive node
     assert manager.ask('video_decoder', 'activate')
     wait_until(lambda: len(seen) == FRAMES)
@@ -252,14 +278,14 @@ def test_a_decoder_that_waits_for_a_reader_can_be_deactivated_and_cleaned_up(ros
 def test_live_images_are_dropped_and_counted_while_inactive(ros, manager):
     seen = []
     create_subscription(ros.node(node_name='watcher'), Frame, 'frames', lambda frame: seen.append(frame.id))
-    camera = ros.apart().node(node_name='camera').create_publisher(Image, 'image_raw', 10)
+    outside = ros.apart().node(node_name='camera')
+    camera = outside.create_publisher(Image, 'image_raw', 10)
     decoder = ros.node(VideoDecoder, parameters={'input': '/image_raw', 'input_qos': 'reliable', 'autostart': False})
     assert manager.ask('video_decoder', 'configure')
-    wait_until(camera.get_subscription_count)
-    time.sleep(0.2)
-    for frame in itertools.islice(images(), 5):
+    wait_for_match(outside, decoder, '/image_raw')
+    for count, frame in enumerate(itertools.islice(images(), 5), 1):
         camera.publish(to_image(frame.image, frame.stamp, 'cam'))
-    wait_until(lambda: decoder.diagnostics()['received'] == 5)
+        wait_until(lambda count=count: decoder.diagnostics()['received'] == count)
     assert manager.ask('video_decoder', 'activate')
     camera.publish(to_image(next(images()).image, 1, 'cam'))
     wait_until(lambda: seen)
@@ -341,19 +367,19 @@ def test_a_node_that_refuses_ends_the_bring_up(ros, capfd):
 
 
 def test_the_geometric_engine_goes_on_with_the_same_map(ros, manager):
-    count, at = 65, 45
+    count, at = 45, 30
     frames = list(itertools.islice(open_source(str(CLIP), 0), count))
     frames[-1] = replace(frames[-1], last=True)
     feeder = Feeder(ros)
     node = ros.node(Slam3r, parameters={'engine': 'geometric'})
     gate = Gate(node._engine, at)
     feeder.start(frames)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(2 * PATIENCE)
     asking = threading.Thread(target=manager.ask, args=('slam3r', 'deactivate'))
     asking.start()
     wait_until(lambda: node.worker.paused)
     gate.open.set()
-    asking.join(30)
+    asking.join(PATIENCE)
     assert not node.active and node.diagnostics()['frames'] == at + 1
     heard = feeder.heard()
     time.sleep(1.2 / PACE)

@@ -13,7 +13,7 @@ import pytest
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from nodes_stubs import StubEngine, images, wall
-from ros_helpers import Ros, ros_fixture, wait_until  # noqa: F401
+from ros_helpers import PATIENCE, Ros, ros_fixture, wait_until  # noqa: F401
 from std_srvs.srv import Trigger
 
 from slam3r_ros.engines.protocol import EngineError, EngineOutput
@@ -24,7 +24,7 @@ from slam3r_ros.srv import GetMesh, LoadMap, SaveMap, SetScale
 from slam3r_ros.transport.bus import create_publisher, create_subscription, worker_of
 from slam3r_ros.values import Frame, Keyframe, SlamStatus, State
 
-SOON = 3.0  # seconds
+SOON = 8.0  # seconds, less than any patience of a node: it waited for nothing
 
 UNCONFIGURED = 'the node is not configured; configure it first'
 INACTIVE = 'the node is inactive; activate it first'
@@ -188,7 +188,7 @@ class SlowReader:
 
     def _take(self, keyframe):
         self._holds = True
-        assert self.gate.wait(30)
+        assert self.gate.wait(4 * PATIENCE)
         self.seen.append(keyframe)
 
 
@@ -242,7 +242,7 @@ def test_a_node_paused_amid_a_frame_ends_it_and_answers(stuck):
     reader.gate.set()
     assert c.ask('slam3r/save_map', path='room')[0].success
     assert len(c.engines[0].frames) == frames  # still paused
-    assert c.statuses[-1].state == State.PAUSED
+    wait_until(lambda: c.statuses[-1].state == State.PAUSED)
 
 
 def test_a_new_scale_is_answered_before_others_have_taken_everything(corner, slow_reader, monkeypatch):
@@ -274,12 +274,11 @@ def test_saves_run_one_after_the_other(corner, monkeypatch):
     def write(path, *mesh):
         running.append(path)
         most.append(len(running))
-        assert gate.wait(20)
+        assert gate.wait(2 * PATIENCE)
         running.pop()
 
     monkeypatch.setattr(mesher, 'write_mesh', write)
-    client = c.outside.create_client(SaveMap, '/mesher/save_map')
-    wait_until(client.service_is_ready)
+    client = c.ros.client(c.outside, SaveMap, '/mesher/save_map')
     futures = [client.call_async(SaveMap.Request(path=f'room{i}', format='ply')) for i in range(3)]
     wait_until(lambda: running)
     assert c.ask('mesher/get_mesh')[0].success  # what is short goes on
@@ -303,13 +302,12 @@ def test_a_crowd_of_callers_is_answered_while_frames_come(corner):
     futures = []
     for service in TABLE:
         kind = TYPES.get(service.rpartition('/')[2], Trigger)
-        client = c.outside.create_client(kind, f'/{service}')
-        wait_until(client.service_is_ready)
+        client = c.ros.client(c.outside, kind, f'/{service}')
         futures += [client.call_async(kind.Request()) for _ in range(5)]
     wait_until(lambda: all(future.done() for future in futures))
     end.set()
     assert c.ask('slam3r/resume')[0].success  # the crowd may have paused it
-    feeding.join(10)
+    feeding.join(PATIENCE)
     assert not feeding.is_alive()
 
 

@@ -5,7 +5,9 @@
 import ast
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from nodes_stubs import StubEngine, images
 from ros_helpers import ros_fixture  # noqa: F401
@@ -13,11 +15,13 @@ from ros_helpers import ros_fixture  # noqa: F401
 from slam3r_ros.engines.protocol import EngineError
 from slam3r_ros.files import write_whole
 from slam3r_ros.mapping.map_file import MapFileError, read_arrays
-from slam3r_ros.nodes import slam3r
+from slam3r_ros.meshing.export import ExportError
+from slam3r_ros.nodes import mesher, slam3r
 from slam3r_ros.nodes.mesher import Mesher
-from slam3r_ros.nodes.saving import SaveError, files_to_write, in_map_folder
+from slam3r_ros.nodes.saving import SaveError, files_to_write, in_map_folder, save
 from slam3r_ros.nodes.slam3r import Slam3r
 from slam3r_ros.srv import LoadMap, SaveMap
+from slam3r_ros.values import Pose
 
 PACKAGE = Path(__file__).parents[1] / 'slam3r_ros'
 NAMES = ('map.npz', 'cloud.ply')
@@ -95,6 +99,68 @@ def test_what_is_no_file_is_not_opened(tmp_path, what):
         read_arrays(path, {})
 
 
+def save_map(maps, metres, others=0, can_save=True, overwrite=True):
+    """Save a map into the folder `room`: of one pose, so far from the origin, and of others that are not joined."""
+    poses = [Pose(0, 0, np.diag([1.0, 1, 1, 1]) + metres * np.eye(4, k=3))]
+    engine = SimpleNamespace(
+        can_save=can_save, trajectory=lambda: poses, other_trajectories=lambda: [poses] * others,
+        save=lambda path: write_whole(path, f'map {metres}'.encode()),
+    )  # fmt: skip
+    points = np.full((3, 3), metres, np.float32), np.zeros((3, 3), np.uint8)
+    return save(engine, points, SaveMap.Request(path='room', overwrite=overwrite), str(maps))()['files']
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize('name', ['map.npz', 'trajectory.tum', 'cloud.ply'])
+def test_a_full_disk_amid_a_save_leaves_the_whole_map_that_was_there(maps, monkeypatch, name):
+    save_map(maps, 1)
+    before, real = contents(maps / 'room'), os.fsync
+
+    def fsync(number):
+        if f'/.{name}.' in os.readlink(f'/proc/self/fd/{number}'):
+            raise OSError(28, 'No space left on device')
+        real(number)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with pytest.raises(SaveError, match=f'{maps}/room cannot be written to: No space left on device; make room, or'):
+        save_map(maps, 2)
+    assert contents(maps / 'room') == before
+    monkeypatch.undo()
+    save_map(maps, 2)
+    after = contents(maps / 'room')
+    assert sorted(after) == sorted(before) and all(after[each] != before[each] for each in before)
+
+
+@pytest.mark.parametrize('can_save', [True, False])
+def test_nothing_of_the_map_before_stays_beside_the_new_one(maps, can_save):
+    """`load_map` would take its map.npz for the new one's; what others keep there stays."""
+    save_map(maps, 1, others=2)
+    for name in ('notes.txt', 'trajectory_a.tum', 'mesh.ply'):
+        (maps / 'room' / name).write_text('dear')
+    files = save_map(maps, 2, others=1, can_save=can_save)
+    written = {'trajectory.tum', 'trajectory_1.tum', 'cloud.ply'} | ({'map.npz'} if can_save else set())
+    assert {Path(each).name for each in files} == written
+    assert contents(maps / 'room').keys() == written | {'notes.txt', 'trajectory_a.tum', 'mesh.ply'}
+
+
+def test_without_overwrite_nothing_of_another_map_goes(maps):
+    (maps / 'room').mkdir()
+    (maps / 'room' / 'trajectory_1.tum').write_text('dear')
+    with pytest.raises(SaveError, match='trajectory_1.tum is there already; set overwrite'):
+        save_map(maps, 1, overwrite=False)
+    assert contents(maps / 'room') == {'trajectory_1.tum': b'dear'}
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_written(maps):
+    (maps / 'room' / 'cloud.ply').mkdir(parents=True)
+    with pytest.raises(SaveError, match='cloud.ply is a folder; save to another one'):
+        save_map(maps, 1)
+    assert [each.name for each in (maps / 'room').iterdir()] == ['cloud.ply']
+
+
 def test_both_nodes_write_below_the_folder_only(ros, maps, monkeypatch):
     class Engine(StubEngine):
         def load(self, path):
@@ -118,6 +184,27 @@ def test_both_nodes_write_below_the_folder_only(ros, maps, monkeypatch):
     assert not list((maps.parent / 'other').iterdir())
     answer = ros.call(client, LoadMap, '/slam3r/load_map', LoadMap.Request(path='room'))
     assert answer.message == f'asked for {maps / "room" / "map.npz"}'
+
+
+def test_a_mesh_is_saved_in_both_forms_or_in_none(ros, maps, monkeypatch):
+    monkeypatch.setenv('SLAM3R_MAP_FOLDER', str(maps))
+    monkeypatch.setattr(slam3r, 'create_engine', StubEngine().made)
+    nodes = [ros.node(Mesher, parameters={'mesh_min_weight': 0.0}), ros.node(Slam3r)]
+    for frame in images():
+        nodes[1].worker.call(nodes[1]._process, frame)
+    nodes[0].worker.call(lambda: None)  # has got the keyframes
+    real = mesher.write_mesh
+
+    def write(path, *mesh):
+        if path.suffix == '.glb':
+            raise ExportError(f'{path}: cannot be written') from OSError(28, 'No space left on device')
+        real(path, *mesh)
+
+    monkeypatch.setattr(mesher, 'write_mesh', write)
+    client = ros.apart().node(node_name='client')
+    answer = ros.call(client, SaveMap, '/mesher/save_map', SaveMap.Request(path='room'))
+    assert not answer.success and f'{maps}/room cannot be written to: No space left on device' in answer.message
+    assert list((maps / 'room').iterdir()) == []
 
 
 def test_nothing_is_ever_unpickled():

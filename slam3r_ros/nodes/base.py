@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the nodes of the pipeline have in common: parameters, one worker, diagnostics, services, an orderly end."""
 
+import ctypes
 import math
+import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -19,6 +22,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
 from rclpy.signals import uninstall_signal_handlers
 from rclpy.task import Future
+from rclpy.utilities import remove_ros_args
 
 from slam3r_ros.engines.protocol import EngineError
 from slam3r_ros.nodes.managed import ManagedNode
@@ -29,6 +33,7 @@ from slam3r_ros.transport.worker import WorkerError
 from slam3r_ros.video.stamps import JUMP
 
 _FAREWELL = 0.5  # seconds
+_PR_SET_PDEATHSIG = 1  # prctl.h
 _PATIENCE = 10.0  # seconds that a service waits for its turn
 
 
@@ -59,7 +64,7 @@ class PipelineNode(ManagedNode):
         super().__init__(self.NAME, **kwargs)
         self.failure, self.failed = '', Future()
         self._pulse = Pulse(self)
-        self._service_group = MutuallyExclusiveCallbackGroup()  # a service may wait for the worker: not the default group
+        self._service_group = MutuallyExclusiveCallbackGroup()  # services may await the worker: not the default group
         self._long_group = MutuallyExclusiveCallbackGroup()  # what takes long must not hold up the others
         self._control_group = MutuallyExclusiveCallbackGroup()  # what must be answered while the worker itself waits
         self.offer_services()
@@ -86,6 +91,11 @@ class PipelineNode(ManagedNode):
         """Wait for the callbacks that run, then leave the graph."""
         self._pulse.end()
         super().destroy_node()
+
+    def _deactivate(self) -> None:
+        super()._deactivate()
+        with self._pulse.stopped():  # a beat that had begun may still tell something
+            pass
 
     def _clean_up(self) -> None:
         with self._pulse.stopped():
@@ -162,8 +172,8 @@ class PipelineNode(ManagedNode):
             service_type: With `success` and `message` in its response.
             name: Of the service.
             handler: Takes the request and returns fields of the response, `success` being true by default; or, for
-                what takes long, a function that returns them and leaves the worker free.  What either raises is answered
-                as failure.
+                what takes long, a function that returns them and leaves the worker free.  What either raises is
+                answered as failure.
             at_once: Answer whatever the worker does, on a thread of the executor.
             long: The handler returns such a function: services like this one are answered one after the other, the rest
                 meanwhile.
@@ -228,10 +238,26 @@ class Newcomers:
         return came
 
 
+def begin(arguments: Sequence[str]) -> list[str]:
+    """Begin with ROS; return the arguments that are not for it, or end with one line where they make no sense."""
+    try:
+        rclpy.init(args=list(arguments))
+        return remove_ros_args(arguments)
+    except RuntimeError as error:  # of rcl, which names its own files behind the reason
+        sys.exit(f'{Path(arguments[0]).name}: {str(error).partition(", at /")[0]}')
+
+
 def shield_the_end() -> None:
     """Let no further SIGINT interrupt an orderly end: launch repeats the one that the terminal sent already."""
     uninstall_signal_handlers()  # of rclpy, which would put Python's own back
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def end_with(parent: int) -> None:
+    """End this process in order as soon as the one whose main thread has started it does, however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has already
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def hush_the_half_made() -> None:
@@ -247,7 +273,7 @@ def hush_the_half_made() -> None:
 
 def run(node_class: type[PipelineNode], arguments: Sequence[str] | None = None) -> int:
     """Run one node in this process until it fails or a signal ends it; return the exit status."""
-    rclpy.init(args=arguments)
+    begin(sys.argv if arguments is None else arguments)
     hush_the_half_made()
     node = None
     try:

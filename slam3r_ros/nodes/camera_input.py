@@ -42,7 +42,7 @@ class _Arrival(NamedTuple):
 
 
 class CameraInput:
-    """Follows a topic of images or video and the calibration beside it; when the others are busy, the newest images win.
+    """Follows a topic of images or video and the calibration beside it; when others are busy, the newest images win.
 
     Attributes:
         received: Messages that came so far.
@@ -59,8 +59,9 @@ class CameraInput:
         """
         try:
             validate_topic_name(topic)
-        except InvalidTopicNameException as error:
-            reason = ' '.join(str(error).split())
+            node.resolve_topic_name(topic)  # finds more
+        except (InvalidTopicNameException, RuntimeError) as error:
+            reason = ' '.join(str(error).split()).partition(', at ')[0]
             raise ParameterError(f'parameter input of {node.get_fully_qualified_name()}: {reason}') from None
         self.received, self.error = 0, ''
         self._node, self._output = node, output
@@ -233,5 +234,5 @@ def _message_type(topic: str, kind: str) -> type:
     try:
         return getattr(import_module(f'{package}.msg'), name)
     except (ImportError, AttributeError):
-        apt = f'ros-jazzy-{package.replace("_", "-")}'
-        raise VideoError(f'{topic}: carries {kind}, whose package {package} is not installed; apt install {apt}') from None
+        remedy = f'apt install ros-jazzy-{package.replace("_", "-")}'
+        raise VideoError(f'{topic}: carries {kind}, whose package {package} is not installed; {remedy}') from None

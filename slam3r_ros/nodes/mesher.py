@@ -24,11 +24,11 @@ from slam3r_ros.meshing.poisson import smooth
 from slam3r_ros.meshing.stream import DracoStream
 from slam3r_ros.nodes.base import Newcomers, PipelineNode, run
 from slam3r_ros.nodes.parameters import ParameterError
-from slam3r_ros.nodes.saving import SaveError, files_to_write
+from slam3r_ros.nodes.saving import SaveError, files_to_write, saved_together
 from slam3r_ros.srv import GetMesh, SaveMap
 from slam3r_ros.transport.bus import create_publisher, create_subscription, outside_reader_ids
 from slam3r_ros.transport.cdr import marker_array
-from slam3r_ros.transport.messages import mesh_to_message
+from slam3r_ros.transport.meshes import mesh_to_message
 from slam3r_ros.values import Keyframe, MeshUpdate, SlamStatus
 
 _QUEUE = 32  # keyframes
@@ -60,7 +60,9 @@ class Mesher(PipelineNode):
         self._draco = create_publisher(self, CompressedMesh, f'{self._mesh.topic_name}/draco', frame_id=p.map_frame)
         self._can_compress = is_installed()
         if not self._can_compress:
-            self.get_logger().warning(f'DracoPy is missing: nothing comes on {self._draco.topic_name}; pip install DracoPy')
+            self.get_logger().warning(
+                f'DracoPy is missing: nothing comes on {self._draco.topic_name}; pip install DracoPy'
+            )
         self._markers = self.create_publisher(MarkerArray, 'mesh_markers', QoSProfile(depth=10))
         # What the readers of the two were told; None while there are none.
         self._stream: DracoStream | None = None
@@ -84,7 +86,9 @@ class Mesher(PipelineNode):
         p = self.parameters
         blocks = BlockMesher.blocks_within(p.mesh_memory_mb)
         try:
-            return BlockMesher(self._voxel_size(), max_blocks=blocks, min_weight=p.mesh_min_weight, device=p.mesh_device)
+            return BlockMesher(
+                self._voxel_size(), max_blocks=blocks, min_weight=p.mesh_min_weight, device=p.mesh_device
+            )
         except DeviceError as error:
             raise ParameterError(f'parameter mesh_device of {self.get_fully_qualified_name()}: {error}') from None
 
@@ -130,7 +134,7 @@ class Mesher(PipelineNode):
         whole = update
         if (mesh_came or draco_came or markers_came) and not (update and update.full):
             whole = self._mesher.snapshot()
-        if told := whole if mesh_came else update:
+        if self._mesh_readers.settled and (told := whole if mesh_came else update):
             self._mesh.publish(told)
         if self._marker_readers.settled:
             self._publish_markers(whole if self._chunks is None else update, markers_came)
@@ -176,8 +180,9 @@ class Mesher(PipelineNode):
                 mesh = smooth(*mesh, voxel_size)
             if self.parameters.save_max_triangles:
                 mesh = decimate(*mesh, self.parameters.save_max_triangles)
-            for path in paths:
-                write_mesh(path, *mesh)
+            with saved_together(paths) as staging:
+                for path in paths:
+                    write_mesh(staging / path.name, *mesh)
             return {'files': [str(path) for path in paths]}
 
         return write

@@ -45,7 +45,8 @@ class Monitor(PipelineNode):
         group = MutuallyExclusiveCallbackGroup()
         self.create_subscription(DiagnosticArray, '/diagnostics', lines.put, _QUEUE, callback_group=group)
         create_subscription(self, SlamStatus, 'status', self._note_status)
-        self._server = self._serve({'/metrics': Metrics(readings).page, '/health': lambda accept: health_page(readings)})
+        pages = {'/metrics': Metrics(readings).page, '/health': lambda accept: health_page(readings)}
+        self._server = self._serve(pages)
         self.closing.callback(self._server.close)
 
     def diagnostics(self) -> dict[str, Any]:

@@ -19,8 +19,8 @@ def config_file() -> str:
     lines = [
         '# Copyright 2026 the slam3r_ros authors',
         '# SPDX-License-Identifier: Apache-2.0',
-        '# Written by `python -m slam3r_ros.nodes.parameter_files --write`. Every parameter with its default; those that an',
-        '# environment variable sets are commented out, for a value here would win. One block for all nodes: a',
+        '# Written by `python -m slam3r_ros.nodes.parameter_files --write`. Every parameter with its default; those',
+        '# that an environment variable sets are commented out, for a value here would win. One block for all nodes: a',
         '# parameter of two nodes means the same in both.',
         '/**:',
         '  ros__parameters:',

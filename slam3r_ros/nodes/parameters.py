@@ -84,8 +84,8 @@ CAMERA_FRAME = Parameter('camera_frame', 'camera_optical_frame', 'Optical frame:
 INPUT = Parameter(
     'input',
     '',
-    'File, image folder, bag, `camera:0`, rtsp, http or ws URL, or topic (`topic:/name`, or a name that begins with `/`). '
-    'Empty: the topic `image_raw`.',
+    'File, image folder, bag, `camera:0`, rtsp, http or ws URL, or topic (`topic:/name`, or a name that begins with '
+    '`/`). Empty: the topic `image_raw`.',
     environment='VIDEO_STREAM_URL',
 )
 BAG_TOPIC = Parameter('bag_topic', '', 'Image topic of a bag; chosen by itself when empty.')
@@ -102,7 +102,9 @@ HARDWARE = Parameter(
 INPUT_QOS = Parameter(
     'input_qos', 'sensor_data', 'Reliability asked of the image topic.', choices=('sensor_data', 'reliable')
 )
-RECTIFIED = Parameter('rectified', False, 'The images of the topic are undistorted already; `image_rect` is known to be.')
+RECTIFIED = Parameter(
+    'rectified', False, 'The images of the topic are undistorted already; `image_rect` is known to be.'
+)
 
 KEYFRAME_STRIDE = Parameter(
     'keyframe_stride',
@@ -126,7 +128,9 @@ PRECISION = Parameter(
     choices=('auto', 'float32', 'bfloat16', 'float16', 'int8'),
 )
 CUDA_GRAPHS = Parameter(
-    'cuda_graphs', True, 'On a GPU, record what the SLAM3R networks do for every frame, and replay it: faster, more memory.'
+    'cuda_graphs',
+    True,
+    'On a GPU, record what the SLAM3R networks do for every frame, and replay it: faster, more memory.',
 )
 GPU_MEMORY = Parameter(
     'gpu_memory_mb',
@@ -137,8 +141,8 @@ GPU_MEMORY = Parameter(
 LOSSLESS = Parameter(
     'lossless',
     True,
-    'Frames wait for the engine, and keyframes for their depth. False, as the launch file sets it for what is live: the '
-    'newest frames are taken, and keyframes that come too fast get no depth.',
+    'Frames wait for the engine, and keyframes for their depth. False, as the launch file sets it for what is live: '
+    'the newest frames are taken, and keyframes that come too fast get no depth.',
 )
 PUBLISH_MAP_ODOM = Parameter('publish_map_odom', True, 'Send the edge map -> odom on TF.')
 PUBLISH_ODOM_BASE = Parameter('publish_odom_base', True, 'Send the edge odom -> base_link on TF.')
@@ -182,15 +186,18 @@ MESH_RATE = Parameter('mesh_rate', 2.0, 'Mesh updates a second at most.', (0.1, 
 MESH_FAST_MOTION = Parameter(
     'mesh_fast_motion',
     1.0,
-    'Camera speed, map units a second (metres once the scale is known), above which the mesh is updated at a quarter of '
-    'the rate; 0: never.',
+    'Camera speed, map units a second (metres once the scale is known), above which the mesh is updated at a quarter '
+    'of the rate; 0: never.',
     (0.0, 1000.0),
 )
 MESH_BANDWIDTH = Parameter(
     'mesh_bandwidth_mbps', 1.0, 'Of `mesh/draco` at most; what does not fit comes later. 0: any.', (0.0, 10_000.0)
 )
 SAVE_MAX_TRIANGLES = Parameter(
-    'save_max_triangles', 0, 'Triangles of a saved mesh, about; flat places lose theirs first. 0: all.', (0, 100_000_000)
+    'save_max_triangles',
+    0,
+    'Triangles of a saved mesh, about; flat places lose theirs first. 0: all.',
+    (0, 100_000_000),
 )
 
 MAP_FOLDER = Parameter(

@@ -32,8 +32,9 @@ class Playback:
         self.received = self._late = 0
         self._node, self._output = node, output
         self._source: Source | None = None
+        self._told = ''  # why there are no frames from what is live
         self._frames: Iterator[Frame] = iter(())
-        self._start, self._stamp = 0, -math.inf  # nanoseconds: time.monotonic_ns() at stamp 0, and the last frame's stamp
+        self._start, self._stamp = 0, -math.inf  # nanoseconds: time.monotonic_ns() at stamp 0, the last frame's stamp
         self._lead = math.inf  # of the node's clock, nanoseconds before that of a live source
         self._steps = node.worker.inbox(self._step, depth=1)
 
@@ -94,6 +95,7 @@ class Playback:
             self._steps.put(None)
 
     def _read_live(self) -> None:
+        self._tell_trouble()
         if (frame := self._source.read(_TURN)) is not None:
             self.received += 1
             if now := self._output.now():
@@ -104,6 +106,13 @@ class Playback:
             else:
                 self._late += 1
         self._steps.put(None)
+
+    def _tell_trouble(self) -> None:
+        """Log why a connection broke or cannot be made, unless it is still the same."""
+        reason = self._source.reason if self._source.error else ''
+        if reason and reason != self._told:
+            self._node.get_logger().error(f'{reason}; trying again')
+        self._told = reason
 
     def _open(self) -> bool:
         p, offset = self._node.parameters, 0

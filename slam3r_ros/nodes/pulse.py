@@ -20,13 +20,13 @@ from rclpy.duration import Duration
 
 from slam3r_ros.monitoring.readings import ENDED
 from slam3r_ros.transport.bus import count_malformed, queues_of
+from slam3r_ros.transport.errors import RECENT
 
 if TYPE_CHECKING:
     from slam3r_ros.nodes.base import PipelineNode
 
 PERIOD = 1.0  # seconds
 _FAREWELL = 0.2  # seconds until the last line must have arrived
-_RECENT = 60.0  # seconds for which an error makes the line a warning
 _STUCK = 60.0  # seconds with one value after which something must be wrong
 
 
@@ -90,7 +90,7 @@ class Pulse:
                     self._node.beat()
             except Exception:  # noqa: BLE001 - a mistake of ours: a node that runs alone must live on
                 if self._node.context.ok():
-                    self._node.get_logger().error(traceback.format_exc(), throttle_duration_sec=_RECENT)
+                    self._node.get_logger().error(traceback.format_exc(), throttle_duration_sec=RECENT)
 
     def _judge(self) -> tuple[bytes, str, dict[str, Any]]:
         """Return level, message and values."""
@@ -101,12 +101,11 @@ class Pulse:
         worker, state = node.worker, 'active' if node.active else 'inactive'
         self.look()
         busy = worker.busy
-        values = {'lifecycle': state, 'busy [s]': round(busy, 1), 'errors': worker.errors, 'last_error': worker.last_error}
-        values |= {'malformed': count_malformed(node)} | self._queues() | self._seen
+        values = {'lifecycle': state, 'busy [s]': round(busy, 1), 'errors': worker.errors}
+        values |= {'last_error': worker.last_error, 'malformed': count_malformed(node)} | self._queues() | self._seen
         if trouble := node.trouble or (f'busy with one value for {busy:.0f} s' if busy > _STUCK else ''):
             return DiagnosticStatus.ERROR, trouble, values
-        recent = worker.last_error if time.monotonic() - worker.error_time < _RECENT else ''
-        if concern := recent or node.concern:
+        if concern := worker.recent_error or node.concern:
             return DiagnosticStatus.WARN, concern, values
         return DiagnosticStatus.OK, 'ok' if node.active else state, values
 

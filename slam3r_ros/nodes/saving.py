@@ -3,20 +3,25 @@
 """What the map services of two nodes have in common: reading the request, and staying in the folder for maps."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slam3r_ros.engines.protocol import Engine
+from slam3r_ros.files import written_together
 from slam3r_ros.mapping.trajectory import write_tum
-from slam3r_ros.meshing.export import write_cloud
+from slam3r_ros.meshing.export import ExportError, write_cloud
 from slam3r_ros.srv import SaveMap
 
 MAP = 'map.npz'  # what load_map reads
 _FORMATS = ('', 'all', 'ply', 'glb')
 _METHODS = ('', 'tsdf', 'poisson')
+_OF_A_MAP = re.compile(r'map\.npz|cloud\.ply|trajectory(_\d+)?\.tum')  # names that `save` may give
+_IN_THE_WAY = '{} is there already; set overwrite, or save to another folder'
 
 
 class SaveError(ValueError):
@@ -51,13 +56,38 @@ def files_to_write(request: SaveMap.Request, names: tuple[str, ...], map_folder:
         raise SaveError(f'{request.path} is outside of {root}; give a path below it, or set the parameter map_folder')
     skipped = {'ply': '.glb', 'glb': '.ply'}.get(request.format)
     paths = [folder / name for name in names if not (skipped and name.endswith(skipped))]
-    if not request.overwrite and (present := next((path for path in paths if os.path.lexists(path)), None)):
-        raise SaveError(f'{present} is there already; set overwrite, or save to another folder')
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            raise SaveError(f'{path} is a folder; save to another one')
+        if not request.overwrite and os.path.lexists(path):
+            raise SaveError(_IN_THE_WAY.format(path))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SaveError(f'{folder} cannot be made: {error.strerror}') from None
     return paths
+
+
+@contextmanager
+def saved_together(paths: Sequence[Path], obsolete: Sequence[Path] = ()) -> Iterator[Path]:
+    """Yield a folder to write files into; see `written_together`.
+
+    Args:
+        paths: Of the files, in one folder.
+        obsolete: Files that go.
+
+    Raises:
+        SaveError: They cannot be written; then what was there stays.
+    """
+    folder = paths[0].parent
+    try:
+        with written_together(folder, obsolete) as staging:
+            yield staging
+    except (OSError, ExportError) as error:
+        reason = getattr(error.__cause__ or error, 'strerror', None) or error
+        raise SaveError(
+            f'{folder} cannot be written to: {reason}; make room, or save to another folder; what was there stays'
+        ) from error
 
 
 def save(
@@ -84,14 +114,24 @@ def save(
         files[f'trajectory_{number}.tum'] = lambda path, other=other: write_tum(path, other)
     if len(points[0]):
         files['cloud.ply'] = lambda path: write_cloud(path, *points)
-    paths = files_to_write(request, (MAP, *files) if engine.can_save else tuple(files), map_folder)
-    if engine.can_save:
-        engine.save(paths[0])
+    names = (MAP, *files) if engine.can_save else tuple(files)
+    paths = files_to_write(request, names, map_folder)
+    # What only the map that was saved there before has would seem to be of this one, to `load_map` too.
+    present = [path for path in paths[0].parent.iterdir() if _OF_A_MAP.fullmatch(path.name) and not path.is_dir()]
+    obsolete = [path for path in present if path.name not in names]
+    if obsolete and not request.overwrite:
+        raise SaveError(_IN_THE_WAY.format(obsolete[0]))
+    with ExitStack() as stack:
+        staging = stack.enter_context(saved_together(paths, obsolete))
+        if engine.can_save:
+            engine.save(staging / MAP)
+        rest = stack.pop_all()
 
     def write() -> dict[str, Any]:
-        for path in paths:
-            if path.name in files:
-                files[path.name](path)
+        with rest:
+            for path in paths:
+                if path.name in files:
+                    files[path.name](staging / path.name)
         return {'files': [str(path) for path in paths]}
 
     return write

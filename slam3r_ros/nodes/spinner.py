@@ -15,18 +15,18 @@ from rclpy.executors import ConditionReachedException, ExternalShutdownException
 from rclpy.node import Node
 from rclpy.task import Task
 
+from slam3r_ros.transport.errors import Fallible
 from slam3r_ros.transport.executor import Steadfast
 
 _THREADS = 5  # services of three kinds may block one each, input that waits for room another
 
 
-class Spinner(Steadfast):
-    """An executor of one node; spins from the start.
+class Spinner(Steadfast, Fallible):
+    """An executor of one node; spins from the start.  Its errors are exceptions in callbacks.
 
     Attributes:
         node: That it spins.
         name: Of that node, in full.
-        last_error: What the last exception in a callback said; empty when there was none.
     """
 
     def __init__(self, node: Node, threads: int = _THREADS):
@@ -40,7 +40,7 @@ class Spinner(Steadfast):
         if not node.context.ok():  # rclpy would print a traceback
             raise RuntimeError('the context has ended')
         super().__init__(context=node.context)
-        self.node, self.last_error = node, ''
+        self.node = node
         self.name = name = node.get_fully_qualified_name()
         self._closing = False
         self._handlers: SimpleQueue[Task | None] = SimpleQueue()

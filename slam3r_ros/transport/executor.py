@@ -46,6 +46,11 @@ class PoolExecutor(Steadfast, MultiThreadedExecutor):
         self._executor.shutdown()
         self._executor = _Pool(num_threads)
 
+    def finish(self) -> None:
+        """Shut down, and wait for the callbacks that run: `shutdown` alone does not, and their answers would fail."""
+        self.shutdown()
+        self._executor.shutdown()
+
 
 class _Pool(ThreadPoolExecutor):
     """Returns from `submit` when a thread has taken the work."""

@@ -54,13 +54,17 @@ class Inbox:
                     self.taken += 1
                     worker._changed.notify_all()
                     return True
-            self._wait_for_room()
+            self._wait_for_room(waiting)
             if waiting is not None and waiting.closed:
                 return False
 
-    def _wait_for_room(self) -> None:
-        with pausable(), self._worker._changed:
-            self._worker._changed.wait_for(lambda: self.closed or len(self._values) < self._depth, _POLL)
+    def _wait_for_room(self, waiting: 'Worker | None') -> None:
+        changed = self._worker._changed
+        with pausable():  # to the end: whoever looks meanwhile sees that it waits
+            while waiting is None or not waiting.closed:
+                with changed:
+                    if changed.wait_for(lambda: self.closed or len(self._values) < self._depth, _POLL):
+                        return
 
     @property
     def first(self) -> Any:

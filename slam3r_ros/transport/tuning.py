@@ -1,11 +1,11 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The environment in which large messages are fast, three to five times as fast between two processes, and threads fair.
+"""The environment in which large messages are fast, three to five times as fast between processes, and threads fair.
 
 Fast DDS' shared memory holds 512 kB, so that an image goes through in pieces; `config/fastdds.xml` makes it 128 MB.
 glibc gives large blocks back to the kernel and takes them again for each message; two variables make it keep them.
-OpenMP's threads, which compute SLAM3R's networks on a CPU, spin while they wait for each other at the end of each layer,
-on the very cores that the other nodes need; a third one makes them sleep.
+OpenMP's threads, which compute SLAM3R's networks on a CPU, spin while they wait for each other at the end of each
+layer, on the very cores that the other nodes need; a third one makes them sleep.
 What is in the environment already is left as it is.
 """
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, wait
 from typing import Any
 
+from slam3r_ros.transport.errors import Fallible
 from slam3r_ros.transport.inbox import Inbox, current
 
 _POLL = 0.1  # seconds between two looks at whether a call can still come to its turn
@@ -20,14 +21,10 @@ class WorkerError(RuntimeError):
     """The worker was closed before it came to the call."""
 
 
-class Worker:
+class Worker(Fallible):
     """A thread that serves inboxes in the order in which their values came, and timers.
 
     An exception in a callback is reported and kept as `last_error`; the thread lives on.
-
-    Attributes:
-        errors: How often `last_error` was set.
-        error_time: When that was last, `time.monotonic()`.
     """
 
     def __init__(self, name: str, report: Callable[[str], None]):
@@ -37,7 +34,6 @@ class Worker:
             name: Of the thread.
             report: Told the traceback of every exception in a callback.
         """
-        self._last_error, self.errors, self.error_time = '', 0, -math.inf
         self.closed = self.paused = False
         self._report = report
         self._busy = self._waits = False  # in a callback; in one that waits for others
@@ -56,7 +52,7 @@ class Worker:
     def inbox(
         self, callback: Callable[[Any], None], depth: float, lossless: bool = False, always: bool = False
     ) -> Inbox:
-        """Make a queue of at most `depth` values for `callback`; while paused, but not held, served only if `always`."""
+        """Make a queue of at most `depth` values for `callback`; while paused but not held, served only if `always`."""
         return Inbox(self, callback, depth, lossless, always)
 
     def every(self, seconds: float, callback: Callable[[], None]) -> None:
@@ -116,15 +112,6 @@ class Worker:
         return ''
 
     @property
-    def last_error(self) -> str:
-        """What went wrong last; empty when nothing did."""
-        return self._last_error
-
-    @last_error.setter
-    def last_error(self, error: str) -> None:
-        self._last_error, self.errors, self.error_time = error, self.errors + 1, time.monotonic()
-
-    @property
     def busy(self) -> float:
         """Seconds that the present callback has been at work; 0 when there is none, or it waits for others."""
         with self._changed:
@@ -133,8 +120,8 @@ class Worker:
     def peek(self, look: Callable[[], Any]) -> None:
         """Call a function in this thread unless a callback is at work, and then on the worker as soon as that is done.
 
-        A callback that waits for others is not at work.  Until the function returns the worker does nothing, so it must be
-        short.
+        A callback that waits for others is not at work.  Until the function returns the worker does nothing, so it must
+        be short.
         """
         if getattr(current, 'worker', None) is self:
             look()

@@ -60,6 +60,7 @@ class LiveSource:
         skipped: Pictures that could not be decoded so far.
         dropped: Frames that their reader was too slow for.
         breaks: How often the connection broke, or could not be made.
+        reason: Why that was so last; empty before.
     """
 
     live = True
@@ -79,7 +80,7 @@ class LiveSource:
             backoff: Between attempts.
         """
         self.name, self.fps, self.skipped, self.dropped = name, fps, 0, 0
-        self.breaks, self._error, self._came = 0, f'{name}: connecting', 0.0
+        self.breaks, self.reason, self._error, self._came = 0, '', f'{name}: connecting', 0.0
         self._connect, self._backoff = connect, backoff or Backoff()
         self._offset = stamp_offset - time.monotonic_ns()
         self._closed = threading.Event()
@@ -137,10 +138,10 @@ class LiveSource:
                 reason = one_line(error)
             except Exception as error:  # noqa: BLE001 - whatever comes over a network, the next attempt may work
                 reason = f'{type(error).__name__}: {one_line(error)}'
-            self.breaks += 1
             delay = self._backoff.next()
-            reason = reason.removeprefix(f'{self.name}: ')
-            self._error = f'{self.name}: {reason}; next attempt in {delay:.1f} s'
+            self.reason = f'{self.name}: {reason.removeprefix(f"{self.name}: ")}'
+            self._error = f'{self.reason}; next attempt in {delay:.1f} s'
+            self.breaks += 1
             self._closed.wait(delay)
 
     def _put(self, picture: Picture | None) -> None:

@@ -110,7 +110,7 @@ def ffmpeg(
     options = {'fpsprobesize': '0'}  # what comes while FFmpeg looks for the rate would come late
     if scheme in ('rtsp', 'rtsps'):
         options['rtsp_flags'] = 'prefer_tcp'
-    if scheme in ('http', 'https'):  # the one may lead to the other
+    if scheme in ('http', 'https', 'rtsps'):  # http may lead to https
         options |= {'tls_verify': '1'} | _authorities()
     if scheme:
         options['protocol_whitelist'] = _PROTOCOLS[scheme]
@@ -134,7 +134,7 @@ def ffmpeg(
         raise VideoError(f'{name}: nothing came for {silence:.0f} s') from None
     except av.FFmpegError as error:
         reason = 'is a device, but no camera' if error.errno == errno.ENOTTY else error.strerror
-        if scheme == 'https' and error.errno == errno.EIO:  # it says no more
+        if scheme in ('https', 'rtsps') and error.errno == errno.EIO:  # it says no more
             reason += f'; if its certificate is not trusted, {_AUTHORITY}'
         raise VideoError(f'{name}: {reason}') from None
 
@@ -142,7 +142,8 @@ def ffmpeg(
 def _authorities() -> dict[str, str]:
     """Return the option that tells FFmpeg whom to trust, as Python does: the one that comes with PyAV does not know."""
     known = ssl.get_default_verify_paths()
-    places = [known.cafile, *(Path(folder, 'ca-certificates.crt') for folder in (known.capath, '/etc/ssl/certs') if folder)]
+    folders = filter(None, (known.capath, '/etc/ssl/certs'))
+    places = [known.cafile, *(Path(folder, 'ca-certificates.crt') for folder in folders)]
     return next(({'ca_file': str(path)} for path in places if path and Path(path).is_file()), {})
 
 

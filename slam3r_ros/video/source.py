@@ -3,15 +3,18 @@
 """Sources of video: whatever can be opened by name and gives frames."""
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from slam3r_ros.values import Frame
+from slam3r_ros.video.live import LiveSource
 from slam3r_ros.video.picture import VideoError, printable
 
 BAG_SUFFIXES = ('.mcap', '.db3')
 _WHAT = 'give a video file, a folder of images, a rosbag2, a camera (camera:0) or a stream (rtsp://, http://, ws://)'
+_PATIENCE = 20.0  # seconds that a camera or a stream may take to give its first frame
 _CAMERA = re.compile(r'(?:camera:|/dev/video)(\d+)')
 
 
@@ -80,6 +83,23 @@ def open_source(uri: str, stamp_offset: int = 0, topic: str = '', fps: float = 3
     return VideoFile(path, stamp_offset, hardware)
 
 
+def first_frame(source: Source) -> Frame:
+    """Return the first frame of a source, for who does not wait until a camera is switched on.
+
+    Raises:
+        VideoError: There is none.
+    """
+    if not isinstance(source, LiveSource):
+        return next(iter(source))
+    end = time.monotonic() + _PATIENCE
+    while (frame := source.read(0.1)) is None:
+        if source.breaks:
+            raise VideoError(source.reason)
+        if time.monotonic() > end:
+            raise VideoError(f'{source.name}: no picture came for {_PATIENCE:.0f} s; is it switched on?')
+    return frame
+
+
 def is_live(uri: str) -> bool:
     """Return whether a URI means a camera or a stream: these do not wait for who reads them."""
     return bool(_CAMERA.fullmatch(uri)) or ('://' in uri and not uri.startswith('file://'))
@@ -96,7 +116,6 @@ def _path(uri: str) -> Path:
 
 
 def _live(uri: str, stamp_offset: int, hardware: str) -> Source:
-    from slam3r_ros.video.live import LiveSource
     from slam3r_ros.video.network import connection
 
     name = printable(uri)
