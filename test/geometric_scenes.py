@@ -92,7 +92,8 @@ def walk(x: float, step: float, count: int) -> list[np.ndarray]:
     poses = []
     for i in range(count):
         turn = [0.03 * np.sin(i / 9), 0.04 * np.sin(i / 13), 0.01 * np.sin(i / 5)]
-        poses.append(rigid(rotate(np.eye(3), turn), np.array([x + step * i, 0.1 * np.sin(i / 8), 0.1 * np.sin(i / 11)])))
+        position = np.array([x + step * i, 0.1 * np.sin(i / 8), 0.1 * np.sin(i / 11)])
+        poses.append(rigid(rotate(np.eye(3), turn), position))
     return poses
 
 

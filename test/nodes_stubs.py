@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A video and an engine of known answers, for the tests of the nodes."""
 
+import threading
+
 import numpy as np
 
 from slam3r_ros.engines.protocol import EngineOutput, SingleMap
@@ -36,6 +38,23 @@ class StubSource:
 
     def close(self):
         self.closed = True
+
+
+class StubClock:
+    """Stands in for the module `time` where somebody keeps a pace: time passes while it sleeps, and at once."""
+
+    def __init__(self):
+        self._nanoseconds, self._lock = 10**12, threading.Lock()
+
+    def monotonic_ns(self):
+        return self._nanoseconds
+
+    def monotonic(self):
+        return self._nanoseconds * 1e-9
+
+    def sleep(self, seconds):
+        with self._lock:
+            self._nanoseconds += round(seconds * 1e9)
 
 
 def pose_at(i):

@@ -13,7 +13,7 @@ from rclpy.node import Node
 from slam3r_ros import msg
 from slam3r_ros.meshing.draco import decompress
 from slam3r_ros.meshing.reader import MeshCopy
-from slam3r_ros.transport.messages import compressed_from_message
+from slam3r_ros.transport.meshes import compressed_from_message
 
 
 def main(topic):

@@ -20,20 +20,21 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.task import Future
 
-from slam3r_ros.nodes import pulse
+from slam3r_ros.nodes import base, pulse
 from slam3r_ros.transport.bus import close_node, stop_node
 from slam3r_ros.transport.executor import PoolExecutor
 from slam3r_ros.transport.worker import Worker
 
 PACE = 4
+PATIENCE = 30.0  # seconds until what is waited for counts as missing, however busy the machine is
 
 
-def wait_until(condition, seconds=10.0):
-    """Wait for a condition; fail when it does not come true."""
+def wait_until(condition, seconds=PATIENCE, pause=0.005):
+    """Wait for a condition that stays true once it is; fail when it does not come true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, 'waited in vain'
-        time.sleep(0.005)
+        time.sleep(pause)
 
 
 def wait_for_match(writer, reader, *topics):
@@ -51,7 +52,7 @@ def end(process):
     """End another process of the graph in order: one killed amid a message may crash those it shares memory with."""
     process.terminate()
     try:
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
 
@@ -66,6 +67,7 @@ class Ros:
         self.executor = PoolExecutor(8, context=self.context)
         self.nodes = []
         self._others = []
+        self._clients = {}
         self._end = Future()
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
@@ -88,15 +90,23 @@ class Ros:
         self._others.append(Ros(self.domain))
         return self._others[-1]
 
-    def call(self, node, service_type, name, request=None, seconds=20.0):
-        client = node.create_client(service_type, name)
-        try:
-            wait_until(client.service_is_ready, seconds)  # its own wait looks four times a second only
-            future = client.call_async(request or service_type.Request())
-            wait_until(future.done, seconds)
-            return future.result()
-        finally:
-            node.destroy_client(client)
+    def client(self, node, service_type, name):
+        """Return a node's client, once it and the service know each other: what is answered before that is lost."""
+        key = node, service_type, name
+        if key not in self._clients:
+            self._clients[key] = node.create_client(service_type, name)
+
+        def known():
+            corners = [corner.nodes[0] for corner in (self, *self._others) if corner.nodes]
+            return all(each.count_clients(name) >= node.count_clients(name) for each in corners)
+
+        wait_until(lambda: self._clients[key].service_is_ready() and known())
+        return self._clients[key]
+
+    def call(self, node, service_type, name, request=None, seconds=PATIENCE):
+        future = self.client(node, service_type, name).call_async(request or service_type.Request())
+        wait_until(future.done, seconds)
+        return future.result()
 
     def close(self):
         for other in self._others:
@@ -108,7 +118,7 @@ class Ros:
             close_node(node)
             node.destroy_node()
         self._end.set_result(None)
-        self._thread.join(5)  # first: the executor may not lose what it waits with while it spins
+        self._thread.join(PATIENCE)  # first: the executor may not lose what it waits with while it spins
         self.executor.shutdown(5.0)
         self.context.try_shutdown()
 
@@ -119,6 +129,7 @@ def quick(monkeypatch):
     every = Worker.every
     monkeypatch.setattr(Worker, 'every', lambda self, seconds, callback: every(self, seconds / PACE, callback))
     monkeypatch.setattr(pulse, 'PERIOD', pulse.PERIOD / PACE)
+    monkeypatch.setattr(base, '_FAREWELL', base._FAREWELL / PACE)
     monkeypatch.setattr(BaseServer.serve_forever, '__defaults__', (0.02,))  # seconds until it sees that it shall end
 
 

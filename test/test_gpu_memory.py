@@ -64,8 +64,8 @@ def test_a_gpu_is_full_at_the_limit():
 
 def test_neither_is_imported():
     code = (
-        'import sys; from slam3r_ros import gpu_memory as memory; memory.give_back_gpu_memory(); memory.limit_gpu_memory(1); '
-        'none = memory.torch_gpu_memory() + memory.cupy_gpu_memory(); '
+        'import sys; from slam3r_ros import gpu_memory as memory; memory.give_back_gpu_memory(); '
+        'memory.limit_gpu_memory(1); none = memory.torch_gpu_memory() + memory.cupy_gpu_memory(); '
         'sys.exit(none or bool({"torch", "cupy", "rclpy"} & sys.modules.keys()))'
     )
     assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0

@@ -30,7 +30,8 @@ def slam(tmp_path, monkeypatch):
     (share / 'slam3r_ros').symlink_to(ROOT)
     scripts = tmp_path / 'lib' / 'slam3r_ros'
     scripts.mkdir(parents=True)
-    modules = {name: f'nodes.{name}' for name in MONITOR | GRAPH} | {'slam3r_container': 'container', 'bring_up': 'bringup'}
+    modules = {name: f'nodes.{name}' for name in MONITOR | GRAPH}
+    modules |= {'slam3r_container': 'container', 'bring_up': 'bringup'}
     for name, module in modules.items():
         text = f'#!{sys.executable}\nimport sys\n\nfrom slam3r_ros.{module} import main\n\nsys.exit(main())\n'
         (scripts / name).write_text(text)
@@ -87,7 +88,7 @@ sys.exit(service.run())
 def test_it_really_launches_and_ends_with_status_1_on_bad_input(slam, composition):
     given = ['input:=/nowhere.mp4', f'use_composition:={composition}', 'namespace:=robot']
     command = [sys.executable, '-c', LAUNCH, str(ROOT / 'launch' / 'slam.launch.py'), *given]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     text = done.stdout + done.stderr
     assert done.returncode == 1, text
     assert '[robot.video_decoder]: /nowhere.mp4: does not exist' in text
@@ -96,7 +97,7 @@ def test_it_really_launches_and_ends_with_status_1_on_bad_input(slam, compositio
 
 def test_a_metrics_port_that_is_no_number_is_named(slam):
     command = [sys.executable, '-c', LAUNCH, str(ROOT / 'launch' / 'slam.launch.py'), 'metrics_port:=http']
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1 and 'metrics_port http: this is no number' in done.stdout + done.stderr
 
 
@@ -130,9 +131,9 @@ def test_it_brings_the_nodes_up_in_order_and_ends_with_a_signal(slam, compositio
             lines.append(line)
             if 'active: monitor, mesher, slam3r, keyframe_selector, video_decoder' in line:
                 break
-        metrics = urllib.request.urlopen(f'http://127.0.0.1:{port}/metrics', timeout=5).read()
+        metrics = urllib.request.urlopen(f'http://127.0.0.1:{port}/metrics', timeout=30).read()
         os.killpg(launch.pid, signal.SIGINT)  # as the terminal does
-        text = ''.join(lines) + launch.communicate(timeout=30)[0]
+        text = ''.join(lines) + launch.communicate(timeout=60)[0]
     finally:
         launch.kill()
     assert launch.returncode == 0, text

@@ -286,7 +286,8 @@ def test_snapshots_alone_make_the_next_update_a_full_one_in_the_end():
         mesher.integrate(frame)
         assert mesher.snapshot().full and len(mesher._changed) <= 4 * 150
     update = mesher.update()
-    assert update.full and {block.index for block in update.blocks} == {block.index for block in mesher.snapshot().blocks}
+    assert update.full
+    assert {block.index for block in update.blocks} == {block.index for block in mesher.snapshot().blocks}
 
 
 @pytest.mark.parametrize('spoil', [

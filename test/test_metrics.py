@@ -25,15 +25,16 @@ from slam3r_ros.values import SlamStatus, State
 
 pytestmark = pytest.mark.usefixtures('quick')
 
+LIMIT = 30.0  # seconds until a client fails
 MESHER = {
     'mesh_fps': '1.8', 'vertices': '1200', 'triangles': '2300', 'memory_bytes': '5000000', 'compression_ratio': '21.5',
-    'gpu_memory [bytes]': '1024', 'latency_ms': '240.0', 'device': 'cuda', 'queue keyframes': '3', 'dropped status': '7',
-    'errors': '2', 'voxels': 'nan',
+    'gpu_memory [bytes]': '1024', 'latency_ms': '240.0', 'device': 'cuda', 'queue keyframes': '3',
+    'dropped status': '7', 'errors': '2', 'voxels': 'nan',
 }  # fmt: skip
 SLAM3R = {'keyframes_processed': '40', 'gpu_memory [bytes]': '0', 'errors': '0'}
 STATUS = SlamStatus(
-    5, State.TRACKING, 'geometric', 'cpu', map_id=77, frames_in=500, frames_decoded=480, frames_dropped=20, keyframes=31,
-    depth_skipped=4, milliseconds={'track': 12.5, 'keyframe': 80.0}, memory_bytes=900,
+    5, State.TRACKING, 'geometric', 'cpu', map_id=77, frames_in=500, frames_decoded=480, frames_dropped=20,
+    keyframes=31, depth_skipped=4, milliseconds={'track': 12.5, 'keyframe': 80.0}, memory_bytes=900,
 )  # fmt: skip
 
 
@@ -89,7 +90,9 @@ def test_every_reading_becomes_a_metric(readings):
     for name, kind in {'mesh_generation_fps': 'gauge', 'keyframes_processed': 'counter', 'errors': 'counter'}.items():
         assert types[name] == kind
     assert {name for name, *_ in values if name.endswith('_total')} == {
-        f'{name}_total' for name, kind in types.items() if kind == 'counter' and any(key[0] == f'{name}_total' for key in values)
+        f'{name}_total'
+        for name, kind in types.items()
+        if kind == 'counter' and any(key[0] == f'{name}_total' for key in values)
     }
 
 
@@ -180,7 +183,7 @@ def server(monkeypatch):
 
 
 def get(server, path='/page', method='GET', **headers):
-    connection = http.client.HTTPConnection('127.0.0.1', server.port, timeout=5)
+    connection = http.client.HTTPConnection('127.0.0.1', server.port, timeout=LIMIT)
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -188,17 +191,18 @@ def get(server, path='/page', method='GET', **headers):
 
 
 def talk(server, *parts, pause=0.0):
-    """Send bytes; return the answer and the seconds until the server has closed."""
-    start = time.monotonic()
-    with socket.create_connection(('127.0.0.1', server.port), timeout=5) as client:
+    """Send bytes until the server closes; return the answer and how many of the parts were sent."""
+    sent = 0
+    with socket.create_connection(('127.0.0.1', server.port), timeout=LIMIT) as client:
         answer = b''
         with contextlib.suppress(ConnectionError):
             for part in parts:
                 client.sendall(part)
+                sent += 1
                 time.sleep(pause)
             while part := client.recv(4096):
                 answer += part
-    return answer, time.monotonic() - start
+    return answer, sent
 
 
 def test_pages_are_served_and_nothing_else(server):
@@ -210,33 +214,36 @@ def test_pages_are_served_and_nothing_else(server):
     assert server.served == 4
 
 
-@pytest.mark.parametrize('head', [b'GET /', b'GET /page HTTP/1.1\r\nX: ', b'GET /page HTTP/1.1\r\n' + b'X: y\r\n' * 1000])
+@pytest.mark.parametrize('head', [
+    b'GET /', b'GET /page HTTP/1.1\r\nX: ', b'GET /page HTTP/1.1\r\n' + b'X: y\r\n' * 1000,
+])  # fmt: skip
 def test_an_endless_head_is_cut_off(server, head):
-    answer, seconds = talk(server, head, *[b'a' * 4096] * 1000)
-    assert seconds < 2 and b'200' not in answer
+    answer, sent = talk(server, head, *[b'a' * 4096] * 10_000)
+    assert sent < 10_000 and b'200' not in answer
     assert get(server)[0] == 200
 
 
 @pytest.mark.parametrize('parts', [[], [b'GET /page HTTP/1.1\r\nHost: x\r\n']])
 def test_a_half_open_client_is_let_go(server, parts):
-    answer, seconds = talk(server, *parts)
-    assert answer == b'' and 0.4 < seconds < 2
+    start = time.monotonic()
+    assert talk(server, *parts)[0] == b''  # else it waits for `LIMIT`, and fails
+    assert time.monotonic() - start > 0.4
 
 
 def test_a_slow_client_has_no_more_time_for_many_small_pieces(server):
-    answer, seconds = talk(server, *[b'G'] * 40, pause=0.1)
-    assert answer == b'' and seconds < 3
-    wait_until(lambda: not server._clients, 2)
+    answer, sent = talk(server, *[b'G'] * 200, pause=0.1)
+    assert answer == b'' and sent < 200
+    wait_until(lambda: not server._clients)
 
 
 def test_a_client_that_does_not_read_is_let_go(monkeypatch):
     monkeypatch.setattr(pages, '_SECONDS', 0.5)
     server = PageServer('127.0.0.1', 0, {'/page': lambda accept: Page('text/plain', bytes(50_000_000))})
     try:
-        with socket.create_connection(('127.0.0.1', server.port), timeout=5) as client:
+        with socket.create_connection(('127.0.0.1', server.port), timeout=LIMIT) as client:
             client.sendall(b'GET /page HTTP/1.0\r\n\r\n')
             wait_until(lambda: server.served)
-            wait_until(lambda: not server._clients, 3)
+            wait_until(lambda: not server._clients)
     finally:
         server.close()
 
@@ -254,17 +261,18 @@ def test_many_clients_take_no_more_than_their_places(server, monkeypatch):
 
 
 def test_closing_frees_the_port_at_once_whoever_still_waits(monkeypatch):
-    threads, descriptors = threading.active_count(), len(os.listdir('/proc/self/fd'))
+    monkeypatch.setattr(pages, '_SECONDS', 10 * LIMIT)  # of the client that says nothing
+    threads, descriptors = set(threading.enumerate()), len(os.listdir('/proc/self/fd'))
     server = PageServer('127.0.0.1', 0, {})
     with socket.create_connection(('127.0.0.1', server.port)) as client:
         wait_until(lambda: server._clients)
         start = time.monotonic()
         server.close()
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < LIMIT
         assert client.recv(1) == b''
     again = PageServer('127.0.0.1', server.port, {})
     again.close()
-    assert threading.active_count() == threads and len(os.listdir('/proc/self/fd')) == descriptors
+    assert set(threading.enumerate()) <= threads and len(os.listdir('/proc/self/fd')) <= descriptors
 
 
 def test_it_listens_where_it_was_told_alone(server):

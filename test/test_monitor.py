@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from nodes_stubs import FRAMES, StubEngine, StubSource, images
 from rclpy.context import Context
 from rclpy.parameter import Parameter
-from ros_helpers import PACE, quick, ros_fixture, wait_until  # noqa: F401
+from ros_helpers import PACE, PATIENCE, quick, ros_fixture, wait_until  # noqa: F401
 from std_srvs.srv import Trigger
 
 pytest.importorskip('prometheus_client', reason='prometheus-client is not installed')
@@ -36,6 +37,7 @@ from slam3r_ros.nodes.monitor import Monitor
 from slam3r_ros.nodes.parameters import ParameterError
 from slam3r_ros.nodes.slam3r import Slam3r
 from slam3r_ros.nodes.video_decoder import VideoDecoder
+from slam3r_ros.transport import errors
 from slam3r_ros.transport.bus import create_publisher, create_subscription
 from slam3r_ros.values import Frame, MeshUpdate, SlamStatus, State
 
@@ -58,7 +60,9 @@ class Watcher:
         self.node = ros.apart().node(node_name='watcher')
         self.lines, self.statuses = [], []  # (seconds, message)
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._hear, 100)
-        create_subscription(self.node, SlamStatus, 'status', lambda each: self.statuses.append((time.monotonic(), each)), 100)
+        create_subscription(
+            self.node, SlamStatus, 'status', lambda each: self.statuses.append((time.monotonic(), each)), 100
+        )
 
     def _hear(self, message):
         self.lines += [(time.monotonic(), each) for each in message.status]
@@ -73,15 +77,18 @@ class Watcher:
         """Return when the lines of a node came; without a name, when the statuses came."""
         return [at for at, each in self.lines if each.name == name] if name else [at for at, _ in self.statuses]
 
-    def keeps_its_pace(self, *names, period=PERIOD):
-        """Return whether the next lines of nodes, or the next statuses, take less than twice as long as they should."""
+    def keeps_its_pace(self, *names, period=PERIOD, beats=BEATS):
+        """Wait until lines of nodes, or statuses, have come in less than twice the time that so many should take.
+
+        One that is held up misses that always; the machine itself may hold them up for a while.
+        """
         begin = time.monotonic()
-        wait_until(lambda: all(sum(at > begin for at in self.times_of(name)) > BEATS for name in names))
-        for name in names:
-            first, *_, last = [at for at in self.times_of(name) if at > begin][: BEATS + 1]
-            print(f'{name or "status"}: {last - first:.2f} s for {BEATS} beats')
-            if last - first >= 2 * BEATS * period:
-                return False
+
+        def in_time(name):
+            times = [at for at in self.times_of(name) if at > begin]
+            return any(last - first < 2 * beats * period for first, last in zip(times, times[beats:], strict=False))
+
+        wait_until(lambda: all(in_time(name) for name in names), pause=0.02)
         return True
 
 
@@ -90,10 +97,15 @@ def watcher(ros):
     return Watcher(ros)
 
 
+def wait_for(condition):
+    """Wait as `wait_until` does, but ask less often: an answer over HTTP takes some milliseconds."""
+    wait_until(condition, pause=0.05)
+
+
 def fetch(port, page):
     """Return status and text of a page."""
     try:
-        with urllib.request.urlopen(f'http://127.0.0.1:{port}/{page}', timeout=5) as answer:
+        with urllib.request.urlopen(f'http://127.0.0.1:{port}/{page}', timeout=PATIENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -133,9 +145,10 @@ def test_the_monitor_shows_a_graph_at_work(ros, engine):
     assert health(port)['reasons'] == ['the engine tells no status']
     create_subscription(ros.node(node_name='viewer'), MeshUpdate, 'mesh', lambda update: None)
     start(ros)
-    wait_until(lambda: metrics(port).get(('mesh_face_count', 'mesher'), 0) > 0, 20)
-    wait_until(lambda: metrics(port).get(('keyframes_processed_total', 'slam3r')) == FRAMES // 10 - 1)  # 10, 20, 30
-    wait_until(lambda: len(health(port)['nodes']) == 5)
+    wait_for(lambda: metrics(port).get(('mesh_face_count', 'mesher'), 0) > 0)
+    wait_for(lambda: metrics(port).get(('keyframes_processed_total', 'slam3r')) == FRAMES // 10 - 1)  # 10, 20, 30
+    wait_for(lambda: metrics(port).get(('frames_received_total',)) == FRAMES)
+    wait_for(lambda: len(health(port)['nodes']) == 5)
     found = metrics(port)
     assert found[('frames_received_total',)] == found[('frames_processed_total',)] == FRAMES
     assert found[('frames_dropped_total',)] == 0 and found[('map_keyframes',)] == 3
@@ -158,10 +171,11 @@ def test_the_monitor_shows_a_graph_at_work(ros, engine):
 def test_counters_do_not_go_back_when_another_map_begins(ros, engine):
     _, port = monitor_of(ros)
     start(ros)
-    wait_until(lambda: metrics(port).get(('keyframes_processed_total', 'slam3r')) == 3, 20)
+    wait_for(lambda: metrics(port).get(('keyframes_processed_total', 'slam3r')) == 3)
+    wait_for(lambda: engine.finished)
     ros.call(ros.apart().node(node_name='operator'), Trigger, '/slam3r/reset')
-    wait_until(lambda: metrics(port)[('diagnostic_value', 'keyframes', 'slam3r')] == 0)
-    assert metrics(port)[('map_keyframes',)] == 0
+    wait_for(lambda: metrics(port)[('diagnostic_value', 'keyframes', 'slam3r')] == 0)
+    wait_for(lambda: metrics(port)[('map_keyframes',)] == 0)
     assert metrics(port)[('keyframes_processed_total', 'slam3r')] == 3
 
 
@@ -169,31 +183,31 @@ def test_health_sees_errors_and_silence(ros, engine, monkeypatch):
     monkeypatch.setattr(readings, 'PATIENCE', 2.0)
     _, port = monitor_of(ros)
     nodes = start(ros)
-    wait_until(lambda: health(port)['healthy'] and engine.finished, 20)
+    wait_for(lambda: health(port)['healthy'] and engine.finished)
     monkeypatch.setattr(engine, 'state', State.ERROR)
-    wait_until(lambda: health(port)['reasons'] == ['engine: state ERROR'])
+    wait_for(lambda: health(port)['reasons'] == ['engine: state ERROR'])
     monkeypatch.setattr(engine, 'state', State.TRACKING)
-    wait_until(lambda: health(port)['healthy'])
+    wait_for(lambda: health(port)['healthy'])
     nodes['mesher'].failure = 'the mesh is on fire'
-    wait_until(lambda: health(port)['reasons'] == ['mesher: the mesh is on fire'])
+    wait_for(lambda: health(port)['reasons'] == ['mesher: the mesh is on fire'])
     assert metrics(port)[('node_up', 'mesher')] == 0
     nodes['mesher'].failure = ''
-    wait_until(lambda: health(port)['healthy'])
+    wait_for(lambda: health(port)['healthy'])
     ros.executor.remove_node(nodes['mesher'])  # it hangs
-    wait_until(lambda: any('mesher: not heard of for' in each for each in health(port)['reasons']))
-    assert ('mesh_vertex_count', 'mesher') not in metrics(port)
+    wait_for(lambda: any('mesher: not heard of for' in each for each in health(port)['reasons']))
+    wait_for(lambda: ('mesh_vertex_count', 'mesher') not in metrics(port))
 
 
 def test_a_node_that_was_unloaded_is_not_missed(ros, monkeypatch):
     """One that failed is."""
     _, port = monitor_of(ros)
     selector, mesher = ros.node(KeyframeSelector), ros.node(Mesher)
-    wait_until(lambda: {'keyframe_selector', 'mesher'} <= health(port)['nodes'].keys())
+    wait_for(lambda: {'keyframe_selector', 'mesher'} <= health(port)['nodes'].keys())
     mesher.failure = 'the mesh is on fire'
     for node in (selector, mesher):
         ros.executor.remove_node(node)
         node.destroy_node()
-    wait_until(lambda: 'keyframe_selector' not in health(port)['nodes'])
+    wait_for(lambda: 'keyframe_selector' not in health(port)['nodes'])
     assert 'mesher' in health(port)['nodes']
 
 
@@ -210,10 +224,9 @@ def test_nodes_of_another_namespace_do_not_count(ros):
     _, port = monitor_of(ros)
     ros.node(VideoDecoder, namespace='/left')
     ros.node(KeyframeSelector)
-    wait_until(lambda: 'keyframe_selector' in health(port)['nodes'])
     left = ros.node(Monitor, parameters={'metrics_port': 0}, namespace='/left')
-    wait_until(lambda: set(health(left.diagnostics()['port'])['nodes']) == {'video_decoder', 'monitor'})
-    assert set(health(port)['nodes']) == {'keyframe_selector', 'monitor'}
+    wait_for(lambda: set(health(left.diagnostics()['port'])['nodes']) == {'video_decoder', 'monitor'})
+    wait_for(lambda: set(health(port)['nodes']) == {'keyframe_selector', 'monitor'})
 
 
 def test_a_taken_port_and_a_bad_address_are_named(ros):
@@ -245,7 +258,7 @@ for plugin in GRAPH.values():
     component_class(plugin)
 assert not {'prometheus_client', 'slam3r_ros.monitoring.pages', 'slam3r_ros.nodes.monitor'} & sys.modules.keys()
 """
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -258,6 +271,7 @@ def test_the_port_is_free_after_cleanup_and_nothing_is_left(ros):
         names = [thread.name for thread in threading.enumerate()]
         return len([name for name in names if name.startswith(('http', '/monitor'))]), len(os.listdir('/proc/self/fd'))
 
+    wait_for(lambda: not node._server._clients)
     before = left()
     for _ in range(3):
         node.trigger_deactivate()
@@ -268,6 +282,7 @@ def test_the_port_is_free_after_cleanup_and_nothing_is_left(ros):
         node.trigger_configure()
         node.trigger_activate()
         port = node.diagnostics()['port']
+    wait_for(lambda: not node._server._clients)
     assert left() == before == (2, before[1])
 
 
@@ -280,9 +295,7 @@ def test_the_container_and_all_nodes_speak_each_second(ros, engine, watcher):
     try:
         wait_until(lambda: {each.name for _, each in watcher.lines} == names)
         assert watcher.keeps_its_pace(*names - {'/slam3r_container'})
-        begin = time.monotonic()
-        wait_until(lambda: sum(at > begin for at in watcher.times_of('/slam3r_container')) == 2)  # once a second
-        assert time.monotonic() - begin < 4.0
+        assert watcher.keeps_its_pace('/slam3r_container', period=1.0, beats=1)
         assert all(each.level == DiagnosticStatus.OK for _, each in watcher.lines if each.name != '/monitor')
         assert watcher.values('/slam3r_container')['nodes'] == '5'
         queue = {'queue selected_frames', 'dropped selected_frames', 'rate selected_frames [Hz]'}
@@ -306,12 +319,13 @@ def test_the_status_comes_each_second_in_every_state(ros, engine, watcher):
     assert node.active
 
 
-def feed(ros, *frames):
+def feed(ros, frames):
     publisher = create_publisher(ros.node(node_name='camera'), Frame, 'selected_frames')
 
     def publish():
-        for frame in frames:
-            publisher.publish(frame)
+        with suppress(RuntimeError):  # of rcl: the test is over
+            for frame in frames:
+                publisher.publish(frame)
 
     threading.Thread(target=publish, daemon=True).start()
 
@@ -324,12 +338,12 @@ def test_status_and_diagnostics_come_while_a_frame_takes_long(ros, engine, watch
 
     def slow(frame):
         if frame.id:
-            gate.wait(20)
+            assert gate.wait(4 * PATIENCE)
         return process(frame)
 
     engine.process = slow
     wait_until(lambda: watcher.statuses and watcher.of('/slam3r'))
-    feed(ros, first, second)
+    feed(ros, [first, second])
     wait_until(lambda: node.worker.busy > 0.0)
     assert watcher.keeps_its_pace('', '/slam3r')
     wait_until(lambda: watcher.of('/slam3r')[-1].level == DiagnosticStatus.ERROR)
@@ -348,21 +362,25 @@ def test_values_stay_up_to_date_while_the_worker_never_rests(ros, engine, watche
     process = engine.process
 
     def slow(frame):
-        time.sleep(0.1)
+        time.sleep(0.05)
         return process(frame)
 
     engine.process = slow
     ros.node(Slam3r)
-    feed(ros, *images())
-    wait_until(lambda: watcher.statuses and 5 < watcher.statuses[-1][1].frames_decoded < FRAMES)
-    wait_until(lambda: 5 < int(watcher.values('/slam3r').get('frames', 0)) < FRAMES)
-    assert int(watcher.values('/slam3r')['queue selected_frames']) == 2
+    feed(ros, images(10**6))  # to the end of the test
+
+    def told():
+        return watcher.values('/slam3r') if watcher.of('/slam3r') else {}
+
+    wait_until(lambda: watcher.statuses and watcher.statuses[-1][1].frames_decoded > 5)
+    wait_until(lambda: int(told().get('frames', 0)) > 5)
+    wait_until(lambda: told()['queue selected_frames'] == '2')
 
 
 def test_a_chain_that_waits_for_a_paused_engine_goes_on_speaking(ros, engine, watcher):
     """The decoder waits for room, its worker is blocked."""
     blocked = threading.Event()
-    engine.process = lambda frame: blocked.wait(20)
+    engine.process = lambda frame: blocked.wait(4 * PATIENCE)
     try:
         start(ros)
         wait_until(lambda: len({each.name for _, each in watcher.lines}) == 4)
@@ -390,11 +408,11 @@ def test_a_node_says_where_it_is_in_its_life(ros, watcher):
 
 
 def test_an_error_is_a_warning_for_a_while_and_then_history(ros, watcher, monkeypatch):
-    monkeypatch.setattr(pulse, '_RECENT', 1.0)
     node = ros.node(KeyframeSelector)
     node.worker.last_error = 'a frame was odd'
     wait_until(lambda: watcher.lines and watcher.of('/keyframe_selector')[-1].level == DiagnosticStatus.WARN)
     assert watcher.of('/keyframe_selector')[-1].message == 'a frame was odd'
+    monkeypatch.setattr(errors, 'RECENT', 0.0)  # a minute later
     wait_until(lambda: watcher.of('/keyframe_selector')[-1].level == DiagnosticStatus.OK)
     values = watcher.values('/keyframe_selector')
     assert values['errors'] == '1' and values['last_error'] == 'a frame was odd'

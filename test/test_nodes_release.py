@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip('torch', reason='the engine needs torch')
 
 from diagnostic_msgs.msg import DiagnosticArray
-from ros_helpers import ros_fixture, wait_until  # noqa: F401
+from ros_helpers import PATIENCE, quick, ros_fixture, wait_until  # noqa: F401
 from slam3r_oracle import SIDE, OracleImage2Points, OracleLocal2World
 from test_lifecycle import Feeder, Gate, manager  # noqa: F401
 from test_slam3r_engine import UNIT, frames, pose_errors
@@ -23,6 +23,8 @@ from slam3r_ros.engines.slam3r.weights import L2W
 from slam3r_ros.nodes import slam3r
 from slam3r_ros.nodes.slam3r import Slam3r
 from slam3r_ros.srv import SaveMap
+
+pytestmark = pytest.mark.usefixtures('quick')
 
 
 class Files:
@@ -41,7 +43,7 @@ class Files:
 
     def _load(self, kind, *_, **__):
         self.reading.set()
-        assert self.open.wait(20)
+        assert self.open.wait(2 * PATIENCE)
         network = OracleLocal2World() if kind is L2W else OracleImage2Points()
         self.networks.append(weakref.ref(network))
         return network, None
@@ -64,12 +66,12 @@ def test_deactivating_frees_the_networks_and_the_map_goes_on(ros, manager, files
     assert files.limits == [3000] and not files.networks  # nobody has sent a frame
     gate = Gate(node._engine, at)
     feeder.start(stream)
-    assert gate.reached.wait(10) and files.held == 2
+    assert gate.reached.wait(PATIENCE) and files.held == 2
     asking = threading.Thread(target=manager.ask, args=('slam3r', 'deactivate'))
     asking.start()
     wait_until(lambda: node.worker.paused)
     gate.open.set()
-    asking.join(10)
+    asking.join(PATIENCE)
     assert not node.active and files.held == 0 and len(node._engine.trajectory()) == at + 1
     assert node.diagnostics()['degraded'] == ''
 
@@ -78,12 +80,12 @@ def test_deactivating_frees_the_networks_and_the_map_goes_on(ros, manager, files
     files.reading.clear()
     files.open.clear()
     assert manager.ask('slam3r', 'activate')
-    assert files.reading.wait(10)  # on the worker: the rest of the node goes on meanwhile
+    assert files.reading.wait(PATIENCE)  # on the worker: the rest of the node goes on meanwhile
     assert manager.state('slam3r') == 'active'
     seen.clear()
     wait_until(lambda: seen)
     files.open.set()
-    wait_until(lambda: feeder.statuses[-1].finished, 20)
+    wait_until(lambda: feeder.statuses[-1].finished)
     assert files.held == 2 and len(files.networks) == 4
     status = feeder.statuses[-1]
     assert (status.frames_decoded, status.frames_dropped, status.last_error) == (count, 0, '')

@@ -3,17 +3,18 @@
 import threading
 import time
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 from nodes_stubs import StubEngine, images, wall
-from ros_helpers import ros_fixture, wait_until  # noqa: F401
+from ros_helpers import PATIENCE, ros_fixture, wait_until  # noqa: F401
 
 from slam3r_ros.engines.protocol import EngineOutput
 from slam3r_ros.mapping.selection import FrameSelector
 from slam3r_ros.nodes import slam3r
 from slam3r_ros.nodes.keyframe_selector import KeyframeSelector
-from slam3r_ros.transport.bus import create_publisher, create_subscription, worker_of
+from slam3r_ros.transport.bus import create_publisher, create_subscription
 from slam3r_ros.values import Frame, Keyframe, SlamStatus
 
 COUNT = 120  # frames
@@ -56,6 +57,7 @@ def advice(frames):
     return [(frame.id, frame.candidate, frame.stride) for frame in frames]
 
 
+@cache
 def expected():
     """Return the advice in a plain loop."""
     selector, engine = FrameSelector(), MoodyEngine()
@@ -89,7 +91,7 @@ def test_the_engine_never_waits_for_a_selector_that_waits_for_it(ros):
     wait_until(lambda: selector.diagnostics()['received'] == 1)
     speaker = threading.Thread(target=lambda: [keyframes.publish(seen(i, 0.5)) for i in range(100)], daemon=True)
     speaker.start()
-    speaker.join(10)
+    speaker.join(PATIENCE)
     assert not speaker.is_alive() and selector.diagnostics()['received'] == 1
 
 
@@ -110,12 +112,9 @@ def test_confidence_is_heard_from_another_process(ros):
     for frame in moving_images(60):
         frames.publish(replace(frame, last=False))
     wait_until(lambda: len(passed) == 60)
-    start = time.monotonic()
-    for id in range(20):
+    for id in range(20):  # it gives no credit, so nobody waits for it
         keyframes.publish(seen(id, 0.8 if id < 19 else 0.2))
-        worker_of(selector).call(lambda: None)
-    assert time.monotonic() - start < 5  # it gives no credit, so nobody waits for it
-    wait_until(lambda: 19 in selector._selector._confidence)
+        wait_until(lambda id=id: id in selector._selector._confidence)
     last = list(moving_images(61))[-1]
     frames.publish(last)
     wait_until(lambda: len(passed) == 61)

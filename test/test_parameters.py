@@ -114,7 +114,8 @@ def test_the_environment_sets_defaults(ros, monkeypatch):
 @pytest.mark.parametrize('text, reason', [('abc', "'abc' must be of type int"), ('-1', '-1 is outside of 0 ... 15')])
 def test_a_bad_environment_variable_is_named(ros, monkeypatch, text, reason):
     monkeypatch.setenv('KEYFRAME_STRIDE', text)
-    with pytest.raises(ParameterError, match=f'environment variable KEYFRAME_STRIDE .parameter keyframe_stride.: {reason}'):
+    where = 'environment variable KEYFRAME_STRIDE .parameter keyframe_stride.'
+    with pytest.raises(ParameterError, match=f'{where}: {reason}'):
         declare(ros.node(node_name='one'), 'keyframe_selector')
 
 

@@ -37,7 +37,7 @@ def node(monkeypatch):
 def spin_until(node, condition):
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition() and time.monotonic() < deadline:
         executor.spin_once(timeout_sec=0.05)
     executor.shutdown()

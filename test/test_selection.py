@@ -273,7 +273,9 @@ def test_the_image_size_may_change_in_the_stream():
 def test_it_is_cheap():
     selector = FrameSelector()
     frames = [Frame(i, i, cv2.resize(frame(i, 3 * i).image, (640, 480))) for i in range(20)]
-    start = time.process_time()
+    seconds = []
     for each in frames:
+        start = time.process_time()
         selector.select(each)
-    assert (time.process_time() - start) / 20 < 0.02
+        seconds.append(time.process_time() - start)
+    assert np.median(seconds) < 0.02

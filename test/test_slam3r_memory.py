@@ -130,8 +130,8 @@ def test_no_room_at_all_is_said_and_later_frames_go_on(gpu, make, kind, at):
             engine.process(frame)
         except EngineError as error:
             refused += 1
-            assert 'memory of cpu is full' in str(error) and 'precision' in str(error) and 'engine:=geometric' in str(error)
-            assert 'Tried to allocate 2.00 GiB' in str(error)
+            for part in ('memory of cpu is full', 'precision', 'engine:=geometric', 'Tried to allocate 2.00 GiB'):
+                assert part in str(error)
     assert refused
     mapped = [pose.id for pose in engine.trajectory()]
     gpu.room.clear()

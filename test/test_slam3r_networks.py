@@ -5,7 +5,6 @@
 import copy
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +103,8 @@ def test_candidates_come_and_go(networks, scene, monkeypatch):
 def test_coordinates_keep_their_precision(networks):
     """bfloat16 has 8 bits; registered points would be off by 0.6 % if they passed through it."""
     generator = torch.Generator().manual_seed(0)
-    tokens, points = torch.randn(5, 1, 4, 32, generator=generator), 3 + torch.randn(5, 1, SIDE, SIDE, 3, generator=generator)
+    tokens = torch.randn(5, 1, 4, 32, generator=generator)
+    points = 3 + torch.randn(5, 1, SIDE, SIDE, 3, generator=generator)
     maps = []
     for network in (networks[1], convert(copy.deepcopy(networks[1]), 'bfloat16', torch.device('cpu'))):
         with torch.inference_mode():
@@ -120,24 +120,24 @@ def run_script(*words):
     return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize('absent, module', [
-    (('cv2', 'PIL', 'scipy', 'safetensors', 'rclpy', 'av', 'numba'), 'engines.slam3r.online'),
-    (('cv2', 'PIL', 'scipy', 'safetensors', 'rclpy', 'av', 'numba'), 'engines.slam3r.offline'),
-    (('cv2', 'PIL', 'scipy', 'safetensors', 'rclpy', 'av', 'numba'), 'bench.savings'),
-    (('huggingface_hub', 'rclpy', 'av', 'numba'), 'engines.slam3r.engine'),
-    (('torch', 'safetensors', 'rclpy', 'av', 'numba'), 'engines.slam3r.download'),
+@pytest.mark.parametrize('absent, modules', [
+    (('cv2', 'PIL', 'scipy', 'safetensors', 'rclpy', 'av', 'numba'),
+     ('engines.slam3r.online', 'engines.slam3r.offline', 'bench.savings')),
+    (('huggingface_hub', 'rclpy', 'av', 'numba'), ('engines.slam3r.engine',)),
+    (('torch', 'safetensors', 'rclpy', 'av', 'numba'), ('engines.slam3r.download',)),
 ])  # fmt: skip
-def test_what_each_part_does_without(absent, module):
-    run_script('-c', f'import sys; sys.modules.update(dict.fromkeys({absent})); import slam3r_ros.{module}')
+def test_what_each_part_does_without(absent, modules):
+    names = ', '.join(f'slam3r_ros.{module}' for module in modules)
+    run_script('-c', f'import sys; sys.modules.update(dict.fromkeys({absent})); import {names}')
 
 
 def test_a_long_stream_costs_no_more():
-    """2 000 frames: memory and time per frame stay flat."""
-    cost = json.loads(run_script(Path(__file__).with_name('slam3r_long_stream.py')))
-    assert cost['views'] <= 12 + 4 + 3 * 3
-    for kind, tolerance in (('seconds', 0.15), ('pages', 0.05)):
-        before, after = (statistics.median(cost[kind][part]) for part in (slice(500, 1000), slice(1500, None)))
-        assert after == pytest.approx(before, rel=tolerance), kind
+    """What a frame computes, the lines run for it and the memory stay flat: counted, as other programs come and go."""
+    result = json.loads(run_script(Path(__file__).with_name('slam3r_long_stream.py')))
+    assert result['views'] <= 12 + 4 + 3 * 3
+    early, late = result['costs']
+    for kind, tolerance in (('operations', 0.03), ('steps', 0.03), ('pages', 0.02)):
+        assert late[kind] == pytest.approx(early[kind], rel=tolerance) and early[kind] > 10_000, kind
 
 
 @pytest.mark.parametrize('mode', ['fixed', 'as_is'])

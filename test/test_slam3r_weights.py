@@ -34,7 +34,7 @@ except download.CheckpointError as error:
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `CONTENT` for every file; breaks off after `patience` bytes, and answers nothing more until it is mended."""
+    """Serves `CONTENT` for every file; breaks off after `patience` bytes, and answers nothing more until mended."""
 
     daemon_threads = True
 
@@ -180,8 +180,9 @@ def test_auto_without_weights_never_imports_torch(tmp_path):
         f'print(create_engine("auto", {str(tmp_path)!r}).name, "torch" in sys.modules)'  # fmt: skip
     pytest.importorskip('numba')
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
+    environment = os.environ | {'PYTHONPATH': path}
     printed = subprocess.run(
-        [sys.executable, '-c', script], env={**os.environ, 'PYTHONPATH': path}, capture_output=True, text=True, check=True
+        [sys.executable, '-c', script], env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert printed.split() == ['geometric', 'False']
 

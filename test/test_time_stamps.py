@@ -88,7 +88,9 @@ def test_a_source_that_begins_anew_by_itself_is_followed():
     assert (judge.strays, judge.disordered) == (1, 1)
 
 
-@pytest.mark.parametrize('seconds, stamp', [(5.0, 5.0), (4.9, 4.9 + 1e-9), (4.5, 4.9 + 1e-9), (-3.0, 4.9 + 1e-9), (YEAR, YEAR)])
+@pytest.mark.parametrize('seconds, stamp', [
+    (5.0, 5.0), (4.9, 4.9 + 1e-9), (4.5, 4.9 + 1e-9), (-3.0, 4.9 + 1e-9), (YEAR, YEAR),
+])  # fmt: skip
 def test_the_last_frame_is_always_told(seconds, stamp):
     judge, passed = run(4.8, 4.9, seconds, end=True)
     assert flat(passed)[2:] == [(2, pytest.approx(stamp, abs=1e-12))]
@@ -121,7 +123,9 @@ def test_stamps_go_to_messages_and_back(nanoseconds):
     assert from_stamp(to_stamp(nanoseconds)) == nanoseconds
 
 
-@pytest.mark.parametrize('nanoseconds, seconds', [(2**31 * 10**9, 2**31 - 1), (10**40, 2**31 - 1), (-(10**40), -(2**31))])
+@pytest.mark.parametrize('nanoseconds, seconds', [
+    (2**31 * 10**9, 2**31 - 1), (10**40, 2**31 - 1), (-(10**40), -(2**31)),
+])  # fmt: skip
 def test_a_time_that_no_message_holds_becomes_the_nearest_one(nanoseconds, seconds):
     stamp = to_stamp(nanoseconds)
     assert isinstance(stamp, Time) and stamp.sec == seconds and split(nanoseconds) == (stamp.sec, stamp.nanosec)

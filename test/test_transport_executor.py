@@ -54,7 +54,9 @@ class Destroyer(Waitable):
     add_to_wait_set = take_data = execute = is_ready
 
 
-@pytest.mark.parametrize('make', [lambda ros, node: PoolExecutor(2, context=ros.context), lambda ros, node: Spinner(node)])
+@pytest.mark.parametrize('make', [
+    lambda ros, node: PoolExecutor(2, context=ros.context), lambda ros, node: Spinner(node),
+])  # fmt: skip
 def test_what_is_destroyed_amid_the_gathering_ends_nothing(ros, make):
     node, ticks = ros.node(node_name='node'), []
     destroyer = Destroyer(node)

@@ -72,8 +72,8 @@ def packed(encoding, image):
 
 
 @pytest.mark.parametrize('padding', [0, 6])
-@pytest.mark.parametrize('encoding', ['yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv', 'nv12', 'nv21', 'bayer_rggb8', 'bayer_bggr8',
-                                      'bayer_gbrg8', 'bayer_grbg8'])  # fmt: skip
+@pytest.mark.parametrize('encoding', ['yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv', 'nv12', 'nv21', 'bayer_rggb8',
+                                      'bayer_bggr8', 'bayer_gbrg8', 'bayer_grbg8'])  # fmt: skip
 def test_what_cameras_send(encoding, padding):
     image = np.hstack([flat(200, 60, 30), flat(20, 150, 90), flat(90, 40, 220)])
     rows = np.pad(packed(encoding, image), ((0, 0), (0, padding)), constant_values=77)

@@ -68,7 +68,9 @@ VALUES = {
     'compressed mesh of nothing': CompressedMesh(
         0, 0, 1, 0.25, False, np.empty((0, 3), np.int32), np.empty(0, np.uint32), np.empty(0, np.uint32), b'',
     ),
-    'status': SlamStatus(STAMP, State.LOST, 'geometric', 'cpu', 'CC', True, 1, 9, 8, 1, 5, 2, True, {'a': 1.5}, 77, 'oh'),
+    'status': SlamStatus(
+        STAMP, State.LOST, 'geometric', 'cpu', 'CC', True, 1, 9, 8, 1, 5, 2, True, {'a': 1.5}, 77, 'oh',
+    ),
 }
 
 

@@ -145,7 +145,10 @@ def test_a_damaged_message_of_video_costs_what_needs_it(tmp_path, kind):
 
 
 def test_another_codec_in_the_midst_of_a_topic(tmp_path):
-    packets = {'h264': encode({'bf': '0'}, 6), 'h265': encode({'x265-params': 'log-level=none:bframes=0'}, 6, codec='libx265')}
+    packets = {
+        'h264': encode({'bf': '0'}, 6),
+        'h265': encode({'x265-params': 'log-level=none:bframes=0'}, 6, codec='libx265'),
+    }
     makers = [video(bag.FOXGLOVE, packets[codec], codec) for codec in ('h264', 'h265')]
 
     def make(i):
@@ -164,7 +167,8 @@ def test_an_unknown_video_codec_is_refused(tmp_path):
 
 def test_grey_and_jpeg(tmp_path):
     frames = list(open_source(record(tmp_path / 'grey', {'/image': lambda i: raw(i, 'mono8')})))
-    np.testing.assert_array_equal(frames[1].image, np.repeat(cv2.cvtColor(image(1), cv2.COLOR_RGB2GRAY)[..., None], 3, 2))
+    grey = cv2.cvtColor(image(1), cv2.COLOR_RGB2GRAY)
+    np.testing.assert_array_equal(frames[1].image, np.repeat(grey[..., None], 3, 2))
     frames = list(open_source(record(tmp_path / 'jpeg', {'/image': lambda i: compressed(i, '.jpg')})))
     assert np.abs(frames[1].image.astype(int) - image(1)).mean() < 3
 
@@ -235,7 +239,8 @@ def test_a_broken_picture_is_skipped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize('topics, reason', [
-    ({'/a/camera_info': info}, 'no Image, CompressedImage or video topic; its topics: /a/camera_info .sensor_msgs/msg/CameraInfo.'),
+    ({'/a/camera_info': info},
+     'no Image, CompressedImage or video topic; its topics: /a/camera_info .sensor_msgs/msg/CameraInfo.'),
     ({'/depth': depth}, "no image that can be decoded .*/depth: image encoding '16UC1' is not supported"),
     ({'/a/image_raw': raw, '/a/camera_info': lambda i: info(i, (0.1, 0.1), 'thin_prism')}, "model 'thin_prism'"),
 ])
@@ -255,7 +260,7 @@ def test_a_topic_that_is_not_there_is_refused(tmp_path):
 def test_broken_bags_are_refused(tmp_path):
     record(tmp_path / 'bag', {'/image': raw})
     data = (tmp_path / 'bag' / 'bag.mcap').read_bytes()
-    for name, content in (('half.mcap', data[: len(data) // 2]), ('text.db3', b'To be or not to be.'), ('a.mcap', b'x')):
+    for name, content in (('half.mcap', data[: len(data) // 2]), ('text.db3', b'To be or not to be'), ('a.mcap', b'x')):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(VideoError, match=f'{name}: is not a rosbag2 that can be read') as caught:
             open_source(str(tmp_path / name))

@@ -113,7 +113,7 @@ def test_a_lost_slice_is_never_shown(at, slice):
 
 @each_kind
 def test_noise_in_a_picture_ends_with_the_next_key_picture(kind):
-    """H.264 has no checksums: CABAC makes something of any bits, and in a small picture may come to its end with them."""
+    """H.264 has no checksums: CABAC makes something of any bits, and in a small picture may reach its end with them."""
     for at in range(1, COUNT):
         rng = random.Random(at)
 
@@ -275,7 +275,8 @@ def test_packets_of_messages_keep_their_stamps(encoding, options):
     packets = encode(options, 12, codec=codec)
     stream = PacketStream('test')
     order = [1000 + i for i in range(len(packets))]
-    pictures = [each for stamp, data in zip(order, packets) for each in stream.feed(data, encoding, stamp)] + stream.flush()
+    pictures = [each for stamp, data in zip(order, packets) for each in stream.feed(data, encoding, stamp)]
+    pictures += stream.flush()
     assert None not in pictures and len(pictures) == 12
     assert sorted(each.stamp for each in pictures) == order
 

@@ -68,7 +68,8 @@ def test_stamps_follow_a_variable_frame_rate(tmp_path):
 
 
 @pytest.mark.parametrize('name, codec, pix_fmt', [
-    ('a.avi', 'mpeg4', 'yuv420p'), ('a.mkv', 'ffv1', 'yuv444p'), ('a.avi', 'mjpeg', 'yuvj420p'), ('a.mov', 'png', 'rgb24'),
+    ('a.avi', 'mpeg4', 'yuv420p'), ('a.mkv', 'ffv1', 'yuv444p'), ('a.avi', 'mjpeg', 'yuvj420p'),
+    ('a.mov', 'png', 'rgb24'),
 ])
 def test_other_codecs_and_containers(tmp_path, name, codec, pix_fmt):
     frames = list(open_source(write(tmp_path / name, codec=codec, pix_fmt=pix_fmt)))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 VARIABLE = 'SLAM3R_GOLDEN_DIR'
+_AT_ONCE = 1 << 15  # numbers: all of a layer in float64 would be memory that is taken for a moment only
 
 
 def folder() -> Path:
@@ -24,7 +25,9 @@ def generate(
     weights = {}
     for key, shape in shapes.items():
         generator = np.random.RandomState(zlib.crc32(f'{salt}:{key}'.encode()) & 0x7FFFFFFF)
-        noise = generator.standard_normal(int(np.prod(shape))).astype(np.float32).reshape(shape)
+        noise = np.empty(shape, np.float32)
+        for part in np.split(noise.reshape(-1), range(_AT_ONCE, noise.size, _AT_ONCE)):
+            part[:] = generator.standard_normal(part.size)
         if len(shape) >= 2:
             noise *= np.float32(1 / np.sqrt(np.prod(shape[1:])))
         elif key.endswith('.weight'):

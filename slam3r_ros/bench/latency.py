@@ -80,8 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--precision', default='auto', help='of slam3r (default: auto)')
     parser.add_argument('--resolutions', nargs='+', default=[*RESOLUTIONS], choices=RESOLUTIONS,
                         help='of the video (default: both)')  # fmt: skip
-    parser.add_argument('--stride', type=int, default=0, help='advised frames between keyframes; a small one lets slam3r '
-                        'begin early in a short clip (default: as the motion asks)')  # fmt: skip
+    parser.add_argument('--stride', type=int, default=0, help='advised frames between keyframes; a small one lets '
+                        'slam3r begin early in a short clip (default: as the motion asks)')  # fmt: skip
     parser.add_argument('--frames', type=int, default=300, help='of the bundled clip (default: 300, all)')
     parser.add_argument('--json', type=Path, help='file to write the figures to')
     parser.add_argument('--once', nargs=2, metavar=('VIDEO', 'PACE'), help=argparse.SUPPRESS)
@@ -121,7 +121,7 @@ def clip(frames: int, width: int, height: int) -> Iterator[np.ndarray]:
 
 
 def run_once(video: str, pace: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the nodes in this process, at full speed the engine alone after them; return when each stage began and ended."""
+    """Run the nodes in this process, at full speed then the engine alone; return when each stage began and ended."""
     paced = pace == 'paced'
     about, options = engine_options(arguments)
     parameters = {
@@ -203,7 +203,9 @@ def listen(video: Path, pace: str, arguments: argparse.Namespace) -> Run:
             command += [f'--{name}', str(value)]
     try:
         environment = os.environ | tuning(os.environ)
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
             while process.poll() is None and not node.count_publishers('/tf'):
                 time.sleep(0.01)
             printed, _ = process.communicate('go\n')
@@ -222,7 +224,7 @@ def sum_up(times: Times, arrived: dict[int, int]) -> dict[str, Any]:
     """Return the median and the 95 % quantile of the stages and of the whole, milliseconds, of frames with a pose."""
     stamps = sorted(times['hand on'])
     first = stamps[0]
-    begin = min(start - (stamp - first) for stamp, (start, _) in times['hand on'].items())  # the first may be late itself
+    begin = min(start - (stamp - first) for stamp, (start, _) in times['hand on'].items())  # the first may be late
     frames = []
     for stamp in stamps:
         if stamp not in arrived or stamp not in times['publish']:
@@ -246,7 +248,7 @@ def speed(times: Times) -> dict[str, float]:
     """Return the frames a second through the nodes and through the engine alone, and what becomes of the engine there.
 
     Returns:
-        `fps` and `engine_fps`; their ratio is that of `busy`, the share of the time that the engine is at work among the
+        `fps` and `engine_fps`; their ratio is that of `busy`, the share of time that the engine is at work among the
         nodes, to `slower`, how many times as long as alone it takes there for a frame.
     """
     ends = sorted(end for _, end in times['engine'].values())

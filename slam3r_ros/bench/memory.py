@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`slam3r bench memory`: what SLAM3R takes of a GPU, counted without one.
 
-The engine's pipeline runs on torch's device `meta`, where tensors have shapes and no values, with the scene buffer full,
-while the bytes of all tensors that live there are counted, in the allocator's steps of 512; what it keeps in reserve is
-not.  Attention counts as its fused kernels do it: the result and a number per query, never the scores.  What CUDA graphs keep is counted by
-recording them in name only.  CUDA itself and cuBLAS take some more.
+The engine's pipeline runs on torch's device `meta`, where tensors have shapes and no values, with the scene buffer
+full, while the bytes of all tensors that live there are counted, in the allocator's steps of 512; what it keeps in
+reserve is not.  Attention counts as its fused kernels do it: the result and a number per query, never the scores.
+What CUDA graphs keep is counted by recording them in name only.  CUDA itself and cuBLAS take some more.
 """
 
 import argparse
@@ -146,7 +146,7 @@ def count(config: NetworkConfig, precision: str, side: int = SIDE) -> Memory:
         step = Step.make(config, 1, 1, side, 'meta')
         networks = [convert(network, precision, step.image.device) for network in (step.image2points, step.local2world)]
         step = replace(step, image2points=networks[0], local2world=networks[1])
-        weights = sum(parameter.untyped_storage().nbytes() for network in networks for parameter in network.parameters())
+        weights = sum(each.untyped_storage().nbytes() for network in networks for each in network.parameters())
         before = live.begin()
         walk = Walk(step, KEYFRAMES)
         walk()  # prepares all candidates
@@ -170,7 +170,7 @@ def record(scene: Scene, live: LiveBytes) -> int:
     with patch.object(cuda_graphs, 'OFTEN', 1), patch.object(cuda_graphs.CudaGraphs, 'record', stand_in):
         scene._encoding.enabled = scene._decoding.enabled = True
         scene.encoded(torch.zeros(1, 3, *scene.size))
-        for count in range(scene_frames, scene_frames + Settings.radius + 1):  # retrieved, and neighbours, may be the same
+        for count in range(scene_frames, scene_frames + Settings.radius + 1):  # retrieved ones may be neighbours
             references = list(scene.views)[:count]
             scene.locate(new, references)
             scene.register([new], references)

@@ -215,7 +215,7 @@ def measure_two_processes(messages: int) -> dict[str, dict[str, float]]:
                 result[name] = {way: float(np.median(each[_WARM_UP:])) for way, each in milliseconds.items()}
         return result
     finally:
-        receiver.communicate(timeout=_SECONDS)  # it ends with its stdin; killed amid a message it may crash this process
+        receiver.communicate(timeout=_SECONDS)  # it ends with stdin; killed amid a message it may crash this process
 
 
 def receive() -> int:

@@ -1,6 +1,6 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The networks at their official size: the names and shapes of all weights, and their numbers with generated weights."""
+"""The networks at official size: the names and shapes of all weights, and their numbers with generated weights."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -38,8 +38,17 @@ def available_memory() -> int:
     return 1024 * int(lines['MemAvailable'].split()[0])
 
 
+@pytest.fixture
+def all_cores(torch):
+    """Compute on every core: these networks are large."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(available_memory() < 5e9, reason='needs 5 GB of free memory')
-def test_numbers(empty, torch, within):
+def test_numbers(empty, torch, within, all_cores):
     facts, vectors = read_json('full_size.json'), Vectors('full_size.npz')
     for name, network in empty.items():
         fill(network, facts[f'salt_{name}'], facts.get('conf_bias_shift', 0.0))
@@ -63,7 +72,8 @@ def test_numbers(empty, torch, within):
     within('scores', relative_error(scores.numpy(), vectors[name[0]]), limit('conf'))
 
     points = torch.from_numpy(np.stack([pointmap(i, height, width) for i in range(count)]))[:, None]
-    within('pointmap', np.abs(points[:, 0, ::step, ::step].numpy() - vectors[f'l2w_pointmap_s{step}_check']).max(), 1e-6)
+    expected = vectors[f'l2w_pointmap_s{step}_check']
+    within('pointmap', np.abs(points[:, 0, ::step, ::step].numpy() - expected).max(), 1e-6)
     others = [i for i in range(count) if i not in references]
     sides = l2w(tokens[references], tokens[others], points[references], points[others])
     check(within, 'l2w', sides, [*references, *others], vectors, step)
@@ -74,7 +84,7 @@ def fill(network, salt, shift):
     import torch
 
     shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         made = pool.map(lambda item: generate(dict([item]), salt, shift), shapes.items())
         weights = {key: torch.from_numpy(weight) for each in made for key, weight in each.items()}
     network.load_state_dict(weights, assign=True)  # without a copy: 3 GB are enough

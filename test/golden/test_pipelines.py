@@ -1,6 +1,6 @@
 # Copyright 2026 the slam3r_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs against the official pipelines: the same calls on the same frames, the same maps, the same random state."""
+"""Whole runs against the official pipelines: same calls on the same frames, the same maps, the same random state."""
 
 import numpy as np
 import pytest
