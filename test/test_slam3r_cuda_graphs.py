@@ -319,6 +319,14 @@ def test_a_recording_that_fails_leaves_the_allocator_as_it_was(told, monkeypatch
     assert told[1:] == [*((name, 3, (0, 7)) for name in names), ('_cuda_clearCublasWorkspaces',)]
 
 
+@pytest.mark.parametrize('name', ['_cuda_endAllocateToPool', '_cuda_releasePool', '_cuda_clearCublasWorkspaces'])
+def test_a_torch_that_lacks_a_name_goes_without(told, monkeypatch, caplog, name):
+    monkeypatch.delattr(torch._C, name)
+    graphs = CudaGraphs(True, RECORDER)
+    assert [float(graphs(torch.neg, torch.ones(1))) for _ in range(OFTEN + 1)] == (OFTEN + 1) * [-1]
+    assert not graphs.enabled and not told and name in caplog.text
+
+
 @pytest.fixture
 def on_gpu():
     """Both networks on a GPU, in float16."""

@@ -78,8 +78,8 @@ def test_layers_of_a_gpu_are_near_on_the_cpu_too(plain, precision):
 
 
 def test_torch_takes_no_kernel_that_waits_for_its_compiler_or_sums_in_half_precision(plain):
-    torch.backends.cuda.enable_cudnn_sdp(True)
     products = torch.backends.cuda.matmul
+    torch.backends.cuda.enable_cudnn_sdp(True)
     products.allow_fp16_reduced_precision_reduction = products.allow_bf16_reduced_precision_reduction = True
     converted(plain[:1], 'float32')
     assert torch.backends.cuda.cudnn_sdp_enabled() and products.allow_fp16_reduced_precision_reduction  # it is a CPU

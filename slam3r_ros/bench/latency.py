@@ -254,8 +254,7 @@ def speed(times: Times) -> dict[str, float]:
     ends = sorted(end for _, end in times['engine'].values())
     first = int(READY * len(ends))
     seconds = (ends[-1] - ends[first]) / 1e9
-    spans = [*times['engine'].values(), *times.get('foresee', {}).values()]
-    work = sum(end - start for start, end in spans if end > ends[first]) / 1e9
+    work = sum(end - start for start, end in times['engine'].values() if end > ends[first]) / 1e9
     alone = [(end - start) / 1e9 for start, end in sorted(times['alone'].values())][int(READY * len(times['alone'])) :]
     frames = len(ends) - 1 - first
     return {

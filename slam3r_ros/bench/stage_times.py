@@ -59,7 +59,6 @@ def timed(engine: str) -> Iterator[Times]:
             (video_file, 'picture', 'convert', None),
             (BusPublisher, 'publish', 'hand on', key_of_bus),
             (FrameSelector, 'select', 'select', key_of_frame),
-            (engine_class, 'foresee', 'foresee', key_of_frame),
             (engine_class, 'process', 'engine', key_of_frame),
             (Publisher, 'publish', 'publish', key_of_tf),
         ):

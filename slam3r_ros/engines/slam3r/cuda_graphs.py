@@ -99,7 +99,7 @@ class CudaGraphs:
             found = recording([value for value in arguments if isinstance(value, Tensor)])
             pairs = zip(_tensors(found), _tensors(expected))
             off = float(torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max())
-        except RuntimeError as error:  # a full memory, too
+        except (RuntimeError, AttributeError) as error:  # a full memory, too, or a torch that lacks a name
             self._refuse(str(error).splitlines()[0])
             return
         if not off <= _NEAR:  # not a number, perhaps
@@ -120,6 +120,9 @@ class CudaGraphs:
         Other threads, as the mesher's, may use the GPU meanwhile.
         """
         graph, stream = torch.cuda.CUDAGraph(), self._stream
+        # Those of torch 2.8 and later; looked up while nothing has begun.
+        end, release = torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool
+        clear = torch._C._cuda_clearCublasWorkspaces
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         # A recording that fails leaves its stream to be the present one: the outer `stream` puts that right.
         with _one_at_a_time, torch.cuda.stream(stream):
@@ -128,13 +131,14 @@ class CudaGraphs:
                     result = call()
             except RuntimeError:
                 with suppress(RuntimeError):  # else the allocator may wait for ever for the end of the recording
-                    torch._C._cuda_endAllocateToPool(stream.device_index, self._pool)
-                    torch._C._cuda_releasePool(stream.device_index, self._pool)
+                    end(stream.device_index, self._pool)
+                    release(stream.device_index, self._pool)
                 raise
             finally:
                 # torch would lend cuBLAS's workspace, which is in the pool, to all recordings made on the stream, and
-                # take it from them with the first that goes.  Left to the pool, it stays as long as they do.
-                torch._C._cuda_clearCublasWorkspaces()
+                # take it from them with the first that goes (pytorch#193402).  Left to the pool, it stays as long as they do,
+                # and what encodes shares none with what decodes, beside which it is replayed.
+                clear()
         return result, graph.replay
 
     def give_up(self) -> bool:

@@ -17,7 +17,7 @@ from slam3r_ros.engines.slam3r.incoming import Lookahead, Waiting
 from slam3r_ros.engines.slam3r.models import Models, Networks
 from slam3r_ros.engines.slam3r.online import OnlinePipeline
 from slam3r_ros.engines.slam3r.pointmaps import relative
-from slam3r_ros.engines.slam3r.preprocess import square_on, to_rgb, to_tensor
+from slam3r_ros.engines.slam3r.preprocess import to_tensor
 from slam3r_ros.engines.slam3r.scene import Scene
 from slam3r_ros.engines.slam3r.settings import Settings
 from slam3r_ros.engines.slam3r.weights import LICENSE
@@ -121,11 +121,15 @@ class Slam3rEngine(SingleMap):
 
     @property
     def milliseconds(self) -> dict[str, float]:
-        """Median time of the networks and of the pose, per frame."""
+        """Median time of the networks, with the beginning of the next frame, and of the pose, per frame."""
         return {stage: float(np.median(times)) for stage, times in self._times.items()}
 
     def prepare(self) -> None:
-        """Read the networks, for which the first frame would wait."""
+        """Read the networks, for which the first frame would wait.
+
+        Raises:
+            EngineError: they cannot be read, or the device has no room for them.
+        """
         self._models.get()
 
     def foresee(self, frame: Frame) -> None:
@@ -140,7 +144,7 @@ class Slam3rEngine(SingleMap):
         """
         foreseen = self._ahead.take(frame)
         try:
-            image, crop = foreseen[1:3] if foreseen else square_on(to_rgb(frame.image), self._side, self.device)
+            image, crop = foreseen[1:3] if foreseen else self._ahead.cut(frame)
         except ValueError as error:
             raise EngineError(f'frame {frame.id}: {error}') from error
         camera = frame.intrinsics

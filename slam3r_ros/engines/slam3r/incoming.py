@@ -35,6 +35,14 @@ class Lookahead:
         """Take note of the next frame."""
         self._next = frame
 
+    def cut(self, frame: Frame) -> tuple[np.ndarray, Crop]:
+        """Return the square of a frame that the networks see, (S, S, 3) uint8, and where it lies.
+
+        Raises:
+            ValueError: the frame holds no image.
+        """
+        return square_on(to_rgb(frame.image), self._side, self._device)
+
     def begin(self, scene: Scene) -> None:
         """Begin with it: the device has been told its work on the present frame, and nobody waits for that yet."""
         frame, self._next = self._next, None
@@ -42,7 +50,7 @@ class Lookahead:
             return
         try:
             with scene.beside():  # else the square would wait for the present frame
-                image, crop = square_on(to_rgb(frame.image), self._side, self._device)
+                image, crop = self.cut(frame)
             self._begun = Foreseen(frame, image, crop, scene.encoded(to_tensor(image)[None]))
         except (ValueError, torch.OutOfMemoryError):
             pass  # when its turn comes it is said why

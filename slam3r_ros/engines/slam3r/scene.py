@@ -110,7 +110,7 @@ class Scene:
 
     @torch.inference_mode()
     def encoded(self, images: Tensor) -> Encoded:
-        """Begin to encode frames (N, 3, H, W), on the CPU, beside what else the GPU does."""
+        """Begin to encode frames (N, 3, H, W), given on the CPU, beside what else the GPU does."""
         if self.device.type == 'cuda':  # else the copy would wait for the GPU
             images = images.pin_memory()
         self._beside.wait_event(self._ready)
