@@ -159,7 +159,7 @@ def test_what_is_read_beforehand_is_no_part_of_the_speed(data, monkeypatch):
     monkeypatch.setattr(module, 'time', SimpleNamespace(perf_counter=lambda: time.perf_counter() + hour))
     result = run(data, Reader())
     assert result['seconds'] < 3600 <= result['prepare_seconds']
-    assert f'{result["prepare_seconds"]:.1f} s to read the networks' in format_table(result)
+    assert f'{result["prepare_seconds"]:.1f} s to prepare' in format_table(result)
     assert 'networks' not in format_table(result | {'prepare_seconds': 0.01})
 
 

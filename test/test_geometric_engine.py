@@ -258,7 +258,9 @@ def test_slow_depth_does_not_hold_up_a_live_camera(images, sweeps):
     assert not through  # tracking has waited for none
     assert 0 < engine.depth_skipped < len(keyframes)
     event.set()
+    skipped = engine.depth_skipped
     engine.close()
+    assert engine.depth_skipped == skipped
 
 
 def test_slow_depth_skips_nothing_of_a_file(images, sweeps, monkeypatch):

@@ -8,7 +8,7 @@ from geometric_scenes import FOCAL, make_map, project, texture
 
 from slam3r_ros.engines.geometric.adjust import rotate
 from slam3r_ros.engines.geometric.pose import estimate_pose
-from slam3r_ros.engines.geometric.relocalise import Descriptor, match, relocalise
+from slam3r_ros.engines.geometric.relocalise import Descriptor, considered, match, relocalise
 from slam3r_ros.engines.geometric.sparse_map import PointState, SparseMap
 from slam3r_ros.mapping.frames import rigid
 
@@ -49,6 +49,13 @@ def test_one_wild_point_does_not_pull(points):
 def test_too_few_or_senseless_points_give_no_pose(random, points):
     assert estimate_pose(points[:8], project(TRUTH, points)[:8], FOCAL) is None
     assert estimate_pose(points, random.uniform(-250, 250, (200, 2)), FOCAL) is None
+
+
+def test_where_there_are_many_keyframes_the_newest_and_some_others_are_considered(random):
+    assert considered(16, random, 8).tolist() == list(range(16))
+    drawn = [considered(100, random, 8) for _ in range(50)]
+    assert all(len(set(each.tolist())) == 16 and each[-8:].tolist() == list(range(92, 100)) for each in drawn)
+    assert len(np.unique(drawn)) > 90
 
 
 def test_matches_are_mutual_and_distinct(random):

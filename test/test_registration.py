@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from slam3r_ros.mapping import registration
 from slam3r_ros.mapping.registration import RegistrationError, similarity, similarity_ransac
 
 SCALE, ROTATION, TRANSLATION = 2.5, Rotation.from_rotvec([0.3, -1.2, 2.0]).as_matrix(), np.array([1.0, -4.0, 0.5])
@@ -65,6 +66,23 @@ def test_mirrored_points_give_a_rotation(points):
 def test_what_determines_nothing_is_refused(source, target, reason):
     with pytest.raises(RegistrationError, match=reason):
         similarity(source, target)
+    with pytest.raises(RegistrationError, match='no transform' if reason == 'coincide' else reason):
+        similarity_ransac(source, target, 0.1)
+
+
+def test_samples_hold_three_points_each_equally_often():
+    samples = registration._draw(np.random.default_rng(0), 4, 24_000)
+    found, counts = np.unique(samples, axis=0, return_counts=True)
+    assert len(found) == 24 and all(len(set(row)) == 3 for row in found.tolist())
+    assert counts == pytest.approx(1000, rel=0.15)
+
+
+def test_hopeless_matches_are_given_up(monkeypatch):
+    random, drawn, draw = np.random.default_rng(0), [], registration._draw
+    monkeypatch.setattr(registration, '_draw', lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
+    with pytest.raises(RegistrationError):
+        similarity_ransac(random.normal(size=(50, 3)), random.normal(size=(50, 3)), 1e-9, max_iterations=100)
+    assert sum(map(len, drawn)) == 100
 
 
 def test_ransac_finds_the_inliers_among_outliers(points):

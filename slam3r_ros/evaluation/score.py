@@ -140,7 +140,7 @@ def format_table(result: dict) -> str:
         stages = ', '.join(f'{stage} {fps:.0f}' for stage, fps in result.get('stage_fps', {}).items())
         rows['FPS'] = f'{result["fps"]:.1f} ({result["seconds"]:.1f} s){"; " + stages if stages else ""}'
         if (prepared := result.get('prepare_seconds', 0)) >= _LONG:
-            rows['FPS'] += f'; before that {prepared:.1f} s to read the networks'
+            rows['FPS'] += f'; before that {prepared:.1f} s to prepare'
     if result.get('milliseconds'):
         rows['milliseconds'] = ', '.join(f'{stage} {value:.1f}' for stage, value in result['milliseconds'].items())
     return '\n'.join(f'{title:<14}{text}' for title, text in rows.items())

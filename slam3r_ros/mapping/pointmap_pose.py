@@ -17,7 +17,7 @@ REPROJECTION = 3.0  # pixels, largest error of an inlier
 REGISTRATION = 0.05  # of the median distance, largest error of an inlier of the cross-check
 CLEAR = 0.6  # share of inliers that leaves no doubt about a pose
 _FEW, _SOME = 300, 1000  # points that are enough for a quick guess, and to come near from there
-_JUDGES, _DRAWS = 500, 100  # points that judge samples, of which so many are drawn
+_JUDGES, _DRAWS = 500, 200  # points that judge samples, of which so many are drawn
 _STEPS = 20  # of a refinement at most
 _STILL, _NEAR = 1e-8, 1e-4  # what its last one gains, of the cost: in the end, and to come near
 
@@ -135,16 +135,17 @@ def estimate_pose(
         errors = _errors(T_camera_world, points, pixels, camera)
         return CameraPose(invert(T_camera_world), float((errors <= REPROJECTION).mean()), float(np.median(errors)))
 
-    guesses = []
+    guesses, drawn = [], []
     if local is not None:
         seen = local.reshape(-1, 3)[places].astype(float)
         if (quick := _register_most(seen, points)) is not None:
             quick = near(quick)
             if (_errors(quick, points[some], pixels[some], camera) <= REPROJECTION).mean() >= CLEAR:
                 return judged(_refine(quick, points, pixels, weights, camera))
-        guesses += [quick, _register(seen[judges], points[judges])]
-    guesses.append(_solve_pnp(points[judges], pixels[judges], camera))
-    guesses = [near(guess) for guess in guesses if guess is not None]
+            guesses.append(quick)
+        drawn.append(_register(seen[judges], points[judges]))
+    drawn.append(_solve_pnp(points[judges], pixels[judges], camera))
+    guesses += [near(guess) for guess in drawn if guess is not None]
     if not guesses:
         raise PoseError('no camera explains the pointmap')
     best = min(guesses, key=cost)
@@ -165,13 +166,20 @@ def _solve_pnp(points: np.ndarray, pixels: np.ndarray, camera: Intrinsics) -> np
     """Return T_camera_world, (4, 4)."""
     cv2.setRNGSeed(0)  # the same map gives the same pose
     try:
-        found, turn, shift, _ = cv2.solvePnPRansac(
+        found, _, _, inliers = cv2.solvePnPRansac(
             points, pixels, camera.matrix(), None, iterationsCount=_DRAWS, reprojectionError=REPROJECTION,
             flags=cv2.SOLVEPNP_AP3P,
         )
+        if not found:
+            return None
+        # The camera it gives is EPnP's, which is wrong for points on a plane.
+        inliers = inliers[:, 0]
+        _, turn, shift = cv2.solvePnP(
+            points[inliers], pixels[inliers], camera.matrix(), None, flags=cv2.SOLVEPNP_SQPNP
+        )
     except cv2.error:  # degenerate points
         return None
-    return rigid(cv2.Rodrigues(turn)[0], shift[:, 0]) if found and np.isfinite(shift).all() else None
+    return rigid(cv2.Rodrigues(turn)[0], shift[:, 0]) if np.isfinite(shift).all() else None
 
 
 def _register(local: np.ndarray, world: np.ndarray) -> np.ndarray | None:

@@ -88,7 +88,7 @@ class GeometricEngine(OneByOne):
     @property
     def milliseconds(self) -> dict[str, float]:
         """Median time of each stage; `keyframe` is all that comes with one, but the wait for the depth queue."""
-        own = {stage: float(np.median(times)) for stage, times in self._times.items()}
+        own = {stage: float(np.median(list(times))) for stage, times in list(self._times.items())}
         return own | self._depth.milliseconds
 
     @property

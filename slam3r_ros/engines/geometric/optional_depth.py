@@ -24,7 +24,7 @@ class OptionalDepth:
         """Begin without one; see `DenseMapper` for `lossless`."""
         self._wanted, self._lossless = wanted, lossless
         self._mapper: DenseMapper | None = None
-        self._skipped = 0  # of mappers that are closed, and while one was missing
+        self._skipped = 0  # of mappers before, and while one was missing
 
     @property
     def skipped(self) -> int:

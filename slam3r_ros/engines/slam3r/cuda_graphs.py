@@ -136,8 +136,8 @@ class CudaGraphs:
                 raise
             finally:
                 # torch would lend cuBLAS's workspace, which is in the pool, to all recordings made on the stream, and
-                # take it from them with the first that goes (pytorch#193402).  Left to the pool, it stays as long as they do,
-                # and what encodes shares none with what decodes, beside which it is replayed.
+                # take it from them with the first that goes (pytorch#193402).  Left to the pool, it stays as long as
+                # they do, and what encodes shares none with what decodes, beside which it is replayed.
                 clear()
         return result, graph.replay
 
