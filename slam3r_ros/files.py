@@ -35,7 +35,7 @@ def write_whole(path: str | Path, data: bytes) -> None:
 
 @contextmanager
 def written_together(folder: Path, obsolete: Iterable[Path] = ()) -> Iterator[Path]:
-    """Yield a folder to write files into; at the end they take their places together, once all are on the disk.
+    """Yield a folder to write files into, with `write_whole`; at the end they take their places together.
 
     Until then an error or a crash leaves all that was there.  Only a crash amid the renaming itself, which takes
     microseconds, leaves some of both.
@@ -49,10 +49,10 @@ def written_together(folder: Path, obsolete: Iterable[Path] = ()) -> Iterator[Pa
     """
     with tempfile.TemporaryDirectory(prefix='.', suffix='.partial', dir=folder) as staging:
         yield Path(staging)
-        for path in obsolete:
-            path.unlink(missing_ok=True)
         for path in Path(staging).iterdir():
             os.replace(path, folder / path.name)
+        for path in obsolete:
+            path.unlink(missing_ok=True)
         _settle(folder)
 
 

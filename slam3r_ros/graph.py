@@ -26,12 +26,12 @@ from rclpy.task import Future
 
 from slam3r_ros.container import GRAPH, Container, ContainerError
 from slam3r_ros.transport.bus import create_subscription
+from slam3r_ros.transport.domains import take_domain
 from slam3r_ros.transport.tuning import tuning
 from slam3r_ros.values import MeshUpdate, SlamStatus
 
 CONTAINER = 'slam3r_container'
 SERVICE_SECONDS = 60.0
-_DOMAINS = 99  # those above 101 meet the ephemeral ports
 _guards: list[socket.socket] = []
 
 
@@ -52,24 +52,19 @@ def bundled_clip() -> Path:
 
 
 def isolate() -> None:
-    """Stay on this machine, on a domain of this process' own, unless the environment says otherwise."""
+    """Stay on this machine, on a domain of this process' own, unless the environment says otherwise.
+
+    Raises:
+        GraphError: All domains are taken.
+    """
     if 'ROS_DOMAIN_ID' not in os.environ:
-        os.environ['ROS_DOMAIN_ID'] = str(_take_domain())
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-
-
-def _take_domain() -> int:
-    """Return a domain that no other such process on this machine has; it is kept until this one ends."""
-    for number in range(_DOMAINS):
-        domain, guard = 1 + (os.getpid() + number) % _DOMAINS, socket.socket(socket.AF_UNIX)
         try:
-            guard.bind(f'\0slam3r_ros domain {domain}')  # Linux' abstract namespace: no file is left behind
-        except OSError:  # it is taken
-            guard.close()
-            continue
-        _guards.append(guard)
-        return domain
-    raise GraphError('every ROS domain is taken by another run on this machine; set ROS_DOMAIN_ID to share one')
+            domain, guard = take_domain()
+        except RuntimeError as error:
+            raise GraphError(str(error)) from None
+        _guards.append(guard)  # until this process has ended
+        os.environ['ROS_DOMAIN_ID'] = str(domain)
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,9 +61,20 @@ def wait_for_imports(process):
 
 def container_of(process):
     """Return the folder in /proc of a demo's container; None while there is none."""
-    children = ' '.join(path.read_text() for path in Path(f'/proc/{process.pid}/task').glob('*/children')).split()
-    folders = [Path('/proc', each) for each in children]
-    return next((each for each in folders if b'slam3r_ros.container' in (each / 'cmdline').read_bytes()), None)
+    for path in Path(f'/proc/{process.pid}/task').glob('*/children'):
+        with suppress(OSError):  # that thread, or that child, has ended
+            for each in path.read_text().split():
+                if b'slam3r_ros.container' in Path('/proc', each, 'cmdline').read_bytes():
+                    return Path('/proc', each)
+    return None
+
+
+def has_ended(folder):
+    """Tell whether a process, by its folder in /proc, has ended; nobody may have asked for its status yet."""
+    try:
+        return not (folder / 'cmdline').read_bytes()
+    except OSError:
+        return True
 
 
 def write_video(path, images, codec='mpeg4'):
@@ -203,7 +215,7 @@ def test_a_demo_that_is_killed_takes_its_container_with_it(tmp_path):
     container = container_of(process)
     process.kill()
     process.communicate(timeout=2 * PATIENCE)  # the container has the same standard error
-    wait_until(lambda: not container.exists())
+    wait_until(lambda: has_ended(container))
 
 
 def test_a_signal_amid_the_making_of_subscriptions_comes_behind_it():

@@ -74,6 +74,10 @@ class Bench:
         """Let it publish in no other way."""
         self.node.worker.call(self.node.worker._timers.clear)
 
+    def whole(self):
+        """Return the whole mesh, asked for where the mesher is at work."""
+        return self.node.worker.call(self.node._mesher.snapshot)
+
     def tell(self, **kwargs):
         self.status.publish(SlamStatus(0, State.TRACKING, **kwargs))
         self.node.worker.call(lambda: None)
@@ -223,7 +227,7 @@ def test_a_cap_spreads_the_mesh_over_several_messages(bench):
     b = bench(mesh_bandwidth_mbps=0.05)  # 1250 bytes each
     b.feed([0, 10, 20])
     messages = b.watch_draco()
-    whole = sum(len(block.triangles) for block in b.node._mesher.snapshot().blocks)
+    whole = sum(len(block.triangles) for block in b.whole().blocks)
     wait_until(lambda: sum(each.triangle_counts.sum() for each in messages) == whole)
     copy = MeshCopy()
     assert all(copy.apply(decompress(each)) for each in messages) and len(copy.mesh()[2]) == whole
@@ -240,7 +244,7 @@ def test_a_process_outside_follows_the_compressed_mesh(bench):
         seen = json.loads(process.stdout.readline())
     finally:
         end(process)
-    whole = b.node._mesher.snapshot()
+    whole = b.whole()
     triangles = sum(len(each.triangles) for each in whole.blocks)
     assert seen == {'frame': 'map', 'blocks': len(whole.blocks), 'triangles': triangles}
 
@@ -274,7 +278,7 @@ def test_who_missed_an_update_gets_the_mesh_on_call_and_goes_on(bench):
     assert any(not len(block.triangles) for block in behind.blocks) and not copy.apply(behind)
     assert copy.apply(mesh_from_message(b.ros.call(b.outside, GetMesh, '/mesher/get_mesh').mesh))
     assert copy.apply(go_on(35, shift=-0.4))
-    whole = b.node._mesher.snapshot().blocks
+    whole = b.whole().blocks
     assert copy.blocks.keys() == {block.index for block in whole}
     for block in whole:
         np.testing.assert_array_equal(copy.blocks[block.index].vertices, block.vertices)
@@ -402,6 +406,15 @@ def test_save_map_writes_both_meshes(bench, tmp_path, monkeypatch):
     assert answer.success, answer.message
     assert answer.files == [str(tmp_path / 'mesh.ply'), str(tmp_path / 'mesh.glb')]
     assert abs(x_of(trimesh.load(tmp_path / 'mesh.ply', process=False).vertices) - 1.0) < 0.01
+
+
+def test_a_mesh_of_which_nothing_is_left_is_not_saved(bench, tmp_path, monkeypatch):
+    b = bench(save_max_triangles=1, map_folder=str(tmp_path))
+    b.feed()
+    monkeypatch.setattr(mesher, 'decimate', lambda vertices, colors, triangles, most: (vertices, colors, triangles[:0]))
+    answer = b.ros.call(b.outside, SaveMap, '/mesher/save_map', SaveMap.Request(path=str(tmp_path)))
+    assert not answer.success and 'nothing was written; raise save_max_triangles' in answer.message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_save_map_smooths_and_simplifies_what_is_asked_for(bench, tmp_path, monkeypatch):

@@ -134,6 +134,19 @@ def test_a_full_disk_amid_a_save_leaves_the_whole_map_that_was_there(maps, monke
     assert sorted(after) == sorted(before) and all(after[each] != before[each] for each in before)
 
 
+def test_the_map_that_was_there_goes_when_the_new_one_has_come(maps, monkeypatch):
+    save_map(maps, 1, others=2)
+    before = contents(maps / 'room')
+
+    def replace(source, target):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('slam3r_ros.files.os', SimpleNamespace(**vars(os) | {'replace': replace}))
+    with pytest.raises(SaveError, match='what was there stays'):
+        save_map(maps, 2, can_save=False)
+    assert contents(maps / 'room') == before
+
+
 @pytest.mark.parametrize('can_save', [True, False])
 def test_nothing_of_the_map_before_stays_beside_the_new_one(maps, can_save):
     """`load_map` would take its map.npz for the new one's; what others keep there stays."""

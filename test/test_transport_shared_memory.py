@@ -58,7 +58,6 @@ def test_what_a_killed_process_has_left_goes_and_not_before(participant):
     assert len(files_of(locks)) == 2 * len(locks)
     process.kill()
     process.wait()
-    assert len(files_of(locks)) == 2 * len(locks)
     remove_segments()
     assert files_of(locks) == []
 
@@ -83,3 +82,31 @@ def test_what_is_new_locked_or_no_segment_stays(tmp_path, monkeypatch):
         assert {each.name.removesuffix('_el') for each in tmp_path.iterdir()} == {*names[1:]}
     remove_segments()
     assert {each.name.removesuffix('_el') for each in tmp_path.iterdir()} == {names[1], *names[3:]}
+
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1])
+fcntl.flock(file, fcntl.LOCK_EX)
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_what_another_process_has_locked_is_not_our_own(tmp_path, monkeypatch):
+    """Though we have it open, as Fast DDS has when it looks whether its owner lives."""
+    monkeypatch.setattr(shared_memory, '_FOLDER', tmp_path)
+    own, others = (tmp_path / f'fastrtps_{i:016x}_el' for i in range(2))
+    for each in (own, others):
+        each.touch()
+        os.utime(each, (0, 0))
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+    with subprocess.Popen([sys.executable, '-c', HOLDER, others], **pipes) as holder:
+        holder.stdout.readline()
+        with own.open() as ours, others.open():
+            fcntl.flock(ours, fcntl.LOCK_EX)
+            remove_segments()
+            assert own.exists()
+            remove_segments(own=True)
+        assert not own.exists() and others.exists()
+        holder.communicate(b'\n')

@@ -22,8 +22,9 @@ from slam3r_ros.meshing.mesher import BlockMesher
 from slam3r_ros.meshing.pace import Pace
 from slam3r_ros.meshing.poisson import smooth
 from slam3r_ros.meshing.stream import DracoStream
-from slam3r_ros.nodes.base import Newcomers, PipelineNode, run
+from slam3r_ros.nodes.base import Newcomers, PipelineNode
 from slam3r_ros.nodes.parameters import ParameterError
+from slam3r_ros.nodes.process import run
 from slam3r_ros.nodes.saving import SaveError, files_to_write, saved_together
 from slam3r_ros.srv import GetMesh, SaveMap
 from slam3r_ros.transport.bus import create_publisher, create_subscription, outside_reader_ids
@@ -180,6 +181,8 @@ class Mesher(PipelineNode):
                 mesh = smooth(*mesh, voxel_size)
             if self.parameters.save_max_triangles:
                 mesh = decimate(*mesh, self.parameters.save_max_triangles)
+            if not len(mesh[2]):
+                raise SaveError('nothing is left of the mesh, nothing was written; raise save_max_triangles')
             with saved_together(paths) as staging:
                 for path in paths:
                     write_mesh(staging / path.name, *mesh)

@@ -84,6 +84,8 @@ def saved_together(paths: Sequence[Path], obsolete: Sequence[Path] = ()) -> Iter
         with written_together(folder, obsolete) as staging:
             yield staging
     except (OSError, ExportError) as error:
+        if not isinstance(error.__cause__ or error, OSError):
+            raise
         reason = getattr(error.__cause__ or error, 'strerror', None) or error
         raise SaveError(
             f'{folder} cannot be written to: {reason}; make room, or save to another folder; what was there stays'
@@ -118,7 +120,7 @@ def save(
     paths = files_to_write(request, names, map_folder)
     # What only the map that was saved there before has would seem to be of this one, to `load_map` too.
     present = [path for path in paths[0].parent.iterdir() if _OF_A_MAP.fullmatch(path.name) and not path.is_dir()]
-    obsolete = [path for path in present if path.name not in names]
+    obsolete = [path for path in present if path not in paths]
     if obsolete and not request.overwrite:
         raise SaveError(_IN_THE_WAY.format(obsolete[0]))
     with ExitStack() as stack:

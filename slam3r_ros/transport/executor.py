@@ -47,7 +47,10 @@ class PoolExecutor(Steadfast, MultiThreadedExecutor):
         self._executor = _Pool(num_threads)
 
     def finish(self) -> None:
-        """Shut down, and wait for the callbacks that run: `shutdown` alone does not, and their answers would fail."""
+        """Shut down, and wait for the callbacks that run: `shutdown` alone does not, and their answers would fail.
+
+        Waits without limit, as Python itself would in the end: the threads of a pool are no daemons.
+        """
         self.shutdown()
         self._executor.shutdown()
 

@@ -22,12 +22,22 @@ def remove_segments(own: bool = False) -> None:
     Args:
         own: Remove those of this process, too, which must end at once by `os._exit`.
     """
-    mine = {os.path.realpath(each) for each in Path('/proc/self/fd').iterdir()} if own else set()
+    mine = _own() if own else set()
     for lock in _FOLDER.glob(_LOCKS):
         with suppress(OSError):  # it is somebody else's, or gone
             if str(lock) in mine or _is_left(lock):
                 lock.with_name(lock.name.removesuffix('_el')).unlink(missing_ok=True)
                 lock.unlink()
+
+
+def _own() -> set[str]:
+    """Return what this process has locked; Fast DDS opens the locks of others, too, to see whether they live."""
+    files = set()
+    for each in Path('/proc/self/fdinfo').iterdir():
+        with suppress(OSError):  # it is closed meanwhile
+            if 'FLOCK' in each.read_text():
+                files.add(os.path.realpath(f'/proc/self/fd/{each.name}'))
+    return files
 
 
 def _is_left(lock: Path) -> bool:

@@ -75,7 +75,7 @@ def number(name: object, pictures: Iterable[Picture | None]) -> Iterator[Frame]:
     A picture that is None could not be decoded; it counts, but gives no frame.
 
     Raises:
-        VideoError: The size changes, or there is no picture at all.
+        VideoError: The size changes, or not one picture can be decoded.
     """
     waiting: Frame | None = None
     for i, picture in enumerate(pictures):
