@@ -19,7 +19,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 from slam3r_ros.container import GRAPH
-from slam3r_ros.nodes.base import begin, shield_the_end
+from slam3r_ros.nodes.process import begin, own_arguments, shield_the_end
 
 TRANSITIONS = {'configure': Transition.TRANSITION_CONFIGURE, 'activate': Transition.TRANSITION_ACTIVATE}
 _NOTICE = 5.0  # seconds between two lines that say what is waited for
@@ -70,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv if arguments is None else arguments
     parser = argparse.ArgumentParser(prog='bring_up', description=main.__doc__)
     parser.add_argument('names', nargs='*', default=list(GRAPH), help='nodes, in order (default: %(default)s)')
+    names = parser.parse_args(own_arguments(arguments)).names
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy ends the context; no KeyboardInterrupt at the very end
-    names = parser.parse_args(begin(arguments)[1:]).names
+    begin(arguments)
     try:
         node = Node('bring_up')
         bring_up(node, names)

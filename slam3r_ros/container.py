@@ -40,7 +40,8 @@ from rclpy.parameter import Parameter
 from rclpy.task import Future
 
 from slam3r_ros.components import ComponentError, component_class, node_arguments
-from slam3r_ros.nodes.base import PipelineNode, begin, end_with, hush_the_half_made, shield_the_end
+from slam3r_ros.nodes.base import PipelineNode
+from slam3r_ros.nodes.process import begin, end_with, hush_the_half_made, own_arguments, shield_the_end
 from slam3r_ros.nodes.spinner import Spinner
 from slam3r_ros.transport.bus import close_node, stop_node
 from slam3r_ros.transport.executor import PoolExecutor
@@ -149,10 +150,14 @@ class Container(Node):
         if reason:
             raise ContainerError(reason)
 
-    def close(self) -> None:
-        """End every node; all take leave before the first is waited for."""
+    def stop(self) -> None:
+        """Have every node take leave; waits for none."""
         for spinner in list(self.hosted.values()):
             stop_node(spinner.node)
+
+    def close(self) -> None:
+        """End every node; all take leave before the first is waited for."""
+        self.stop()
         while self.hosted:
             if reason := _end_node(self.hosted.popitem()[1]):
                 self.get_logger().warning(reason)
@@ -251,12 +256,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failure = 'end with status 1 when a node cannot go on, or the graph lacks one'
     parser.add_argument('--exit-on-failure', action='store_true', help=failure)
     parser.add_argument('--parent', type=int, help='end when this process does, which has started the container')
-    tune_malloc()
-    remove_segments()
+    options = parser.parse_args(own_arguments(arguments))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rclpy ends the context; no KeyboardInterrupt while a node is made
-    options = parser.parse_args(begin(arguments)[1:])
     if options.parent:
         end_with(options.parent)
+    tune_malloc()
+    remove_segments()
+    begin(arguments)
     watch = options.graph or options.exit_on_failure
     hush_the_half_made()
     container = None
@@ -266,7 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             executor = PoolExecutor(_THREADS)
             container = Container()
             end.callback(container.close)
-            end.callback(executor.finish)  # a node may be about to be loaded
+            end.callback(executor.finish)  # a node may be about to be loaded, and take its time
+            end.callback(container.stop)
             end.callback(shield_the_end)
             executor.add_node(container)
             if options.graph:

@@ -3,6 +3,7 @@
 """`slam3r demo`: maps a video with the real ROS graph and leaves the map, a bag and a picture."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -45,6 +46,8 @@ class DemoError(RuntimeError):
 
 
 FILES = ('trajectory.tum', 'cloud.ply', 'mesh.ply', 'mesh.glb', 'map.mcap', 'overview.png', 'summary.json')
+# Errors that another folder mends.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 SETTLE_SECONDS = 2.5  # the slowest publisher, the map cloud, has a period of 2 s
 
 
@@ -73,7 +76,7 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.groundtruth = clip / 'groundtruth.tum'
         arguments.depth = clip / 'depth'
         arguments.intrinsics = clip / 'intrinsics.json'
-    status = 1
+    status, killed = 1, False
     try:
         load(arguments.groundtruth, arguments.intrinsics, arguments.depth)  # complain now, not when all is done
         with closing(open_source(arguments.video)) as source:
@@ -87,30 +90,31 @@ def main(arguments: argparse.Namespace) -> int:
                 if (Path(staging) / name).exists():
                     os.replace(Path(staging) / name, arguments.out / name)
         print(format_table(summary))
-        print(f'\n{arguments.out}: ' + ' '.join(name for name in FILES if (arguments.out / name).exists()))
+        written = ' '.join(name for name in FILES if (arguments.out / name).exists())
+        print(f'\n{arguments.out}: {written}', flush=True)
         if summary['init_frames'] is not None:
             return 0
         print('slam3r demo: the camera was never placed; it must move sideways past textured things', file=sys.stderr)
         return 2
     except (DemoError, VideoError, GroundTruthError, TrajectoryError, GraphError, ExportError) as error:
         print(f'slam3r demo: {error}', file=sys.stderr, flush=True)
-        if isinstance(error, ContainerKilled):
-            _remove(arguments.out)
-            remove_segments(own=True)
-            os._exit(status)
+        killed = isinstance(error, ContainerKilled)
+    except BrokenPipeError:  # as `head` leaves it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of what is left to write
     except OSError as error:
-        reason = error.strerror or error
-        print(f'slam3r demo: {arguments.out}: {reason}; make room, or name another folder', file=sys.stderr)
+        reason = str(error)
+        if error.errno in _UNWRITABLE:
+            reason = f'{error.filename or arguments.out}: {error.strerror}; make room, or name another folder'
+        print(f'slam3r demo: {reason}', file=sys.stderr)
     except KeyboardInterrupt:
         print('slam3r demo: interrupted before the map was saved; nothing was written', file=sys.stderr)
         status = 130
-    _remove(arguments.out)
-    return status
-
-
-def _remove(folder: Path) -> None:
     with suppress(OSError):  # it holds something, was never made, or is not ours to remove
-        folder.rmdir()
+        arguments.out.rmdir()
+    if killed:
+        remove_segments(own=True)
+        os._exit(status)
+    return status
 
 
 def make_folder(folder: Path) -> None:
@@ -140,8 +144,8 @@ def run(arguments: argparse.Namespace, staging: Path, frames: int | None, start:
         What `summary.json` holds.
     """
     with Graph('slam3r_demo') as graph:
-        begin = time.time_ns if is_live(arguments.video) else lambda: start  # the nodes stamp what is live anew
-        recorder = BagRecorder(graph.node, staging / 'map.mcap', begin())
+        stamp_now = time.time_ns if is_live(arguments.video) else lambda: start  # the nodes stamp what is live anew
+        recorder = BagRecorder(graph.node, staging / 'map.mcap', stamp_now())
         try:
             with undisturbed():
                 observer = Observer(graph, recorder, geometry=arguments.intrinsics is not None)
@@ -152,7 +156,7 @@ def run(arguments: argparse.Namespace, staging: Path, frames: int | None, start:
             }
             for name in GRAPH:
                 graph.load(name, parameters.get(name, {}))
-            start = begin()
+            start = stamp_now()
             seconds, interrupted = follow(graph, observer, frames)
             if interrupted:
                 graph.unload('video_decoder')

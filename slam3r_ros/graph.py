@@ -32,6 +32,7 @@ from slam3r_ros.values import MeshUpdate, SlamStatus
 
 CONTAINER = 'slam3r_container'
 SERVICE_SECONDS = 60.0
+_PATIENCE = 10.0  # seconds that the container may take to end
 _guards: list[socket.socket] = []
 
 
@@ -73,9 +74,9 @@ def undisturbed() -> Iterator[None]:
     all_ends = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
     numbers = [each for each in all_ends if signal.getsignal(each) is signal.default_int_handler]
     came: list[int] = []
-    for number in numbers:
-        signal.signal(number, lambda number, _: came.append(number))
     try:
+        for number in numbers:
+            signal.signal(number, lambda number, _: came.append(number))
         yield
     finally:
         for number in numbers:
@@ -134,7 +135,8 @@ def run_graph(parameters: dict[str, dict[str, Any]], arguments: Sequence[str] = 
 class Graph:
     """A container process, and a node of this process to talk to it.
 
-    Use it as a context manager: both are gone at the end, whatever happens in between.
+    Use it as a context manager: both are gone at the end, whatever happens in between.  Make it in the main thread: the
+    container ends with the thread that has started it.
     """
 
     def __init__(self, name: str = 'graph_client') -> None:
@@ -147,36 +149,33 @@ class Graph:
         os.environ.update(tuning(os.environ))  # Fast DDS reads it when it begins, the container from its start
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         self.node = Node(name)
+        self._loaded: dict[str, int] = {}
+        self._failure: Exception | None = None  # of a callback in this process
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, name='graph client', daemon=True)
         self._thread.start()
         # A session of its own: Ctrl-C is for this process, which then ends the other one in order.
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, '-m', 'slam3r_ros.container', '--parent', str(os.getpid())),
-                *('--ros-args', '-r', f'__node:={CONTAINER}'),
-            ],
-            start_new_session=True,
-        )
-        self._loaded: dict[str, int] = {}
-        self._failure: Exception | None = None  # of a callback in this process
+        command = [sys.executable, '-m', 'slam3r_ros.container', '--parent', str(os.getpid())]
+        names = ['--ros-args', '-r', f'__node:={CONTAINER}']
+        self._process = subprocess.Popen([*command, *names], start_new_session=True)
 
     def __enter__(self) -> Self:
         """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the container, then this process' node."""
-        if self._process.poll() is None:
+        """End the container, then this process' node; that is left as it is beside a container that was killed."""
+        if (status := self._process.poll()) is not None and status < 0:  # see ContainerKilled
+            return
+        if status is None:
             self._process.terminate()  # SIGINT would leave a traceback while it still imports
             try:
-                self._process.wait(10)
+                self._process.wait(_PATIENCE)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        elif self._process.returncode < 0:  # see ContainerKilled
-            return
+                return
         self._executor.shutdown(5)
         self._thread.join(5)
         self.node.destroy_node()  # before the context: rcl may crash in the other order
@@ -236,7 +235,8 @@ class Graph:
             if time.monotonic() > deadline:
                 raise GraphError(f'{service} did not answer within {SERVICE_SECONDS:.0f} s')
             time.sleep(0.01)
-        self.node.destroy_client(client)  # else with the node: while it is called its thread would complain
+        # Only when answered: destroyed amid a call, the spinning thread would complain; else it goes with the node.
+        self.node.destroy_client(client)
         return future.result()
 
     def check(self) -> None:

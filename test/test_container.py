@@ -22,15 +22,16 @@ from rclpy.parameter import Parameter
 from ros_helpers import PATIENCE, Ros, next_domain, ros_fixture, wait_for_match, wait_until  # noqa: F401
 from std_msgs.msg import Empty
 
+from slam3r_ros import bringup
 from slam3r_ros import container as container_module
 from slam3r_ros.components import ComponentError, component_class, components
 from slam3r_ros.container import GRAPH, MONITOR, Container, ContainerError
 from slam3r_ros.graph import run_graph
 from slam3r_ros.nodes import playback, slam3r
-from slam3r_ros.nodes.base import begin
+from slam3r_ros.nodes.process import begin, own_arguments
 from slam3r_ros.transport import errors
 from slam3r_ros.transport.bus import create_subscription
-from slam3r_ros.transport.registry import nodes
+from slam3r_ros.transport.registry import nodes, worker_of
 from slam3r_ros.values import Frame
 
 SERVICE = '/slam3r_container/_container'
@@ -98,6 +99,26 @@ class Slow(Node):
             time.sleep(0.01)
         time.sleep(0.3)  # the container goes to its end meanwhile
         super().__init__('slow', context=context, **kwargs)
+
+
+class Support(Node):
+    """Another node waits for its worker."""
+
+    def __init__(self, **kwargs):
+        super().__init__('support', **kwargs)
+        Leaning.worker = worker_of(self)
+
+
+class Leaning(Node):
+    """Is being made until the node that it waits for takes leave."""
+
+    worker = None
+
+    def __init__(self, **kwargs):
+        print('leaning', flush=True)
+        while not self.worker.closed:
+            time.sleep(0.01)
+        super().__init__('leaning', **kwargs)
 
 
 class Managed(LifecycleNode):
@@ -461,15 +482,17 @@ def test_what_waits_ends_with_the_container(ros, container, stubs):
     container.close = lambda: None
 
 
-def test_a_signal_while_a_node_is_loaded_ends_the_container_without_noise(monkeypatch):
+@pytest.mark.parametrize('plugins', [['Slow'], ['Support', 'Leaning']])
+def test_a_signal_while_a_node_is_loaded_ends_the_container_without_noise(monkeypatch, plugins):
     monkeypatch.setenv('PYTHONPATH', os.path.dirname(__file__), prepend=os.pathsep)
     container = Process()
     ros = Ros(container.domain)
     try:
         load = ros.node(node_name='client').create_client(LoadNode, f'{SERVICE}/load_node')
         wait_until(load.service_is_ready, 2 * PATIENCE)
-        load.call_async(LoadNode.Request(plugin_name='test_container:Slow'))
-        assert container.process.stdout.readline() == 'slow\n'
+        for plugin in plugins:
+            load.call_async(LoadNode.Request(plugin_name=f'test_container:{plugin}'))
+        assert container.process.stdout.readline() == f'{plugin.lower()}\n'
         container.process.terminate()
         assert container.end() == '' and container.process.returncode == 0
     finally:
@@ -478,8 +501,25 @@ def test_a_signal_while_a_node_is_loaded_ends_the_container_without_noise(monkey
         container.process.communicate()
 
 
-@pytest.mark.parametrize('words', [['--params-file', 'missing.yaml'], ['-p', 'no_value'], ['-r', 'no_rule']])
-def test_ros_arguments_that_make_no_sense_are_told_in_one_line(words):
-    with pytest.raises(SystemExit, match=r"^slam3r_container: .*: Couldn't parse [^\n]*$") as caught:
-        begin(['/bin/slam3r_container', '--ros-args', *words])
-    assert '.c:' not in str(caught.value)
+def test_a_container_whose_parent_has_gone_ends_before_it_begins_with_ros():
+    parent = subprocess.Popen(['true'])
+    parent.wait()
+    container = Process('--parent', str(parent.pid))
+    assert container.end() == '' and container.process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize('function', [begin, own_arguments])
+@pytest.mark.parametrize('words', [['--params-file', 'missing.yaml'], ['-p', 'no_value'], ['-r', 'no, at /all']])
+def test_ros_arguments_that_make_no_sense_are_told_in_one_line(words, function):
+    with pytest.raises(SystemExit, match=r"^slam3r_container: .*Couldn't parse [^\n]*\. Error: [^\n]+$") as caught:
+        function(['/bin/slam3r_container', '--ros-args', *words])
+    assert ' '.join(words) in str(caught.value) and '.c:' not in str(caught.value)
+
+
+@pytest.mark.parametrize('module', [container_module, bringup])
+@pytest.mark.parametrize('word, status', [('--help', 0), ('--hlp', 2)])
+def test_help_and_slips_of_the_pen_are_answered_without_ros(monkeypatch, module, word, status):
+    monkeypatch.setattr(module, 'begin', lambda arguments: pytest.fail('ROS was begun with'))
+    with pytest.raises(SystemExit) as caught:
+        module.main(['/bin/program', word])
+    assert caught.value.code == status

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
 
 import av
 import numpy as np
@@ -227,6 +228,57 @@ def test_a_signal_amid_the_making_of_subscriptions_comes_behind_it():
     assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_before_all_are_kept_back_leaves_the_handlers_as_they_were(monkeypatch):
+    ends, set_handler, count = (signal.SIGINT, signal.SIGTERM), signal.signal, []
+    before = [set_handler(end, signal.default_int_handler) for end in ends]
+
+    def set_and_strike(number, handler):
+        set_handler(number, handler)
+        count.append(number)
+        if len(count) == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    try:
+        monkeypatch.setattr(signal, 'signal', set_and_strike)
+        with pytest.raises(KeyboardInterrupt), undisturbed():
+            pytest.fail('the signal was lost')
+        assert [signal.getsignal(end) for end in ends] == 2 * [signal.default_int_handler]
+    finally:
+        for end, handler in zip(ends, before, strict=True):
+            set_handler(end, handler)
+
+
+def test_the_demo_keeps_signals_back_while_it_subscribes(tmp_path, monkeypatch):
+    done = []
+
+    def observer(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        done.append('all')
+
+    monkeypatch.setattr(demo_module, 'Graph', MagicMock())
+    monkeypatch.setattr(demo_module, 'BagRecorder', Mock())
+    monkeypatch.setattr(demo_module, 'Observer', observer)
+    with pytest.raises(KeyboardInterrupt):
+        demo_module.run(SimpleNamespace(video=str(CLIP), intrinsics=None), tmp_path, None, 0)
+    assert done
+
+
+@pytest.mark.parametrize('hangs, status', [(False, -signal.SIGTERM), (True, -signal.SIGKILL)])
+def test_beside_a_container_that_had_to_be_killed_nothing_ends_in_order(monkeypatch, hangs, status):
+    """Fast DDS may crash there; what SIGTERM ends at once has not begun with it."""
+    monkeypatch.setattr(graph, '_PATIENCE', 0.2 if hangs else PATIENCE)
+    monkeypatch.setattr(graph, 'rclpy', Mock())
+    client = object.__new__(graph.Graph)
+    client.node = client._executor = client._thread = Mock()
+    deaf = 'trap "" TERM; ' if hangs else ''
+    client._process = subprocess.Popen(['sh', '-c', f'{deaf}echo; exec sleep 60'], stdout=subprocess.PIPE)
+    with client._process.stdout as output:
+        output.readline()  # it is deaf from now on
+        client.__exit__()
+    assert client._process.returncode == status
+    assert client.node.destroy_node.called == graph.rclpy.try_shutdown.called == (not hangs)
+
+
 def bad_inputs(folder):
     """Name and make one bad input after the other."""
     grey = np.full((96, 128, 3), 128, np.uint8)
@@ -284,8 +336,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, demo_here):
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(short_clip, tmp_path, demo_here, monkeypatch):
     class Full(graph.Graph):
-        def __init__(self, name):
-            super().__init__(name)
+        def _spin(self):
             self._failure = OSError(28, 'No space left on device')  # as when the recorder cannot write
 
     monkeypatch.setattr(demo_module, 'Graph', Full)
@@ -295,6 +346,34 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(short_clip, tmp_path, demo_h
     _, log = process.communicate(timeout=2 * PATIENCE)
     assert log.splitlines() == [f'slam3r demo: {out}: No space left on device; make room, or name another folder']
     assert process.returncode == 1 and not out.exists()
+
+
+@pytest.mark.parametrize('error, told', [
+    (FileNotFoundError(2, 'No such file', 'python9'), "[Errno 2] No such file: 'python9'"),  # it is not the folder's
+    (PermissionError(13, 'Permission denied', '/full'), '/full: Permission denied; make room, or name another folder'),
+])  # fmt: skip
+def test_an_error_of_the_system_names_what_it_is_about(tmp_path, demo_here, monkeypatch, error, told):
+    monkeypatch.setattr(demo_module, 'run', Mock(side_effect=error))
+    process = demo_here('--video', CLIP, '--out', tmp_path / 'out')
+    assert process.communicate(timeout=60)[1] == f'slam3r demo: {told}\n'
+    assert process.returncode == 1 and not (tmp_path / 'out').exists()
+
+
+# Runs the command without the work.
+IDLE = """
+import sys
+from slam3r_ros import demo
+from slam3r_ros.cli import main
+demo.run, demo.format_table = lambda *_: {}, lambda _: 'table'
+sys.exit(main())
+"""
+
+
+def test_a_reader_that_has_gone_ends_it_quietly(tmp_path):
+    process = demo('--video', CLIP, '--out', tmp_path / 'out', start=['-c', IDLE], PYTHONUNBUFFERED='')
+    process.stdout.close()  # as `head` does when it has enough
+    assert process.stderr.read() == '' and process.wait(PATIENCE) == 1
+    process.stderr.close()
 
 
 def test_bad_ground_truth_is_told_before_the_work(short_clip, tmp_path, demo_here):

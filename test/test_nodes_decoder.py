@@ -19,8 +19,8 @@ from test_video_live import server as websocket_server
 
 from slam3r_ros import msg
 from slam3r_ros.bench.damage import encode
-from slam3r_ros.nodes import base, camera_input, playback
 from slam3r_ros.nodes import calibration as calibration_module
+from slam3r_ros.nodes import camera_input, playback, process
 from slam3r_ros.nodes.keyframe_selector import KeyframeSelector
 from slam3r_ros.nodes.parameters import ParameterError
 from slam3r_ros.nodes.video_decoder import VideoDecoder, topic_of
@@ -232,10 +232,15 @@ def test_what_is_no_topic_name_is_refused(ros, name):
     assert '\n' not in str(caught.value) and '.c:' not in str(caught.value)
 
 
+def test_the_name_that_is_refused_is_told_whole(ros):
+    with pytest.raises(ParameterError, match="'a, at b'"):
+        ros.node(VideoDecoder, parameters={'input': 'topic:a, at b'})
+
+
 def test_run_ends_with_status_1_on_bad_input(monkeypatch, capfd):
     monkeypatch.setenv('ROS_DOMAIN_ID', str(next_domain()))
-    assert base.run(VideoDecoder, ['--ros-args', '-p', 'input:=/nowhere/video.mp4']) == 1
-    assert base.run(VideoDecoder, ['--ros-args', '-p', 'input_qos:=best']) == 1
+    assert process.run(VideoDecoder, ['--ros-args', '-p', 'input:=/nowhere/video.mp4']) == 1
+    assert process.run(VideoDecoder, ['--ros-args', '-p', 'input_qos:=best']) == 1
     errors = capfd.readouterr().err
     assert errors.count('/nowhere/video.mp4: does not exist') == 1
     assert "VideoDecoder: parameter input_qos of /video_decoder: 'best' must be one of sensor_data, reliable" in errors

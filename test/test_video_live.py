@@ -21,9 +21,10 @@ from websockets.sync.server import serve
 from slam3r_ros.bench.damage import decode, encode
 from slam3r_ros.video import live as live_module
 from slam3r_ros.video import network
+from slam3r_ros.video import source as source_module
 from slam3r_ros.video.live import Backoff, LiveSource
-from slam3r_ros.video.picture import Picture, printable
-from slam3r_ros.video.source import open_source
+from slam3r_ros.video.picture import Picture, VideoError, printable
+from slam3r_ros.video.source import first_frame, open_source
 
 PATH = '/ws/video/consume'
 PACKETS = encode({'bf': '0'}, 12)
@@ -489,6 +490,21 @@ def test_a_camera_that_stands_still_is_an_error(monkeypatch):
     source = LiveSource('x', Pictures(stuck()))
     assert source.read(WAIT) is not None
     until(lambda: source.error.startswith('x: no picture for'))
+    source.close()
+    go_on.set()
+
+
+def test_who_does_not_wait_is_told_that_what_comes_gives_no_picture(monkeypatch):
+    monkeypatch.setattr(source_module, '_PATIENCE', 0.2)
+
+    def undecodable():
+        yield None
+        go_on.wait(WAIT)
+
+    go_on = threading.Event()
+    source = LiveSource('x', Pictures(undecodable()))
+    with pytest.raises(VideoError, match='^x: no picture came in 0 s; what came, if anything, could not be decoded$'):
+        first_frame(source)
     source.close()
     go_on.set()
 

@@ -2,38 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the nodes of the pipeline have in common: parameters, one worker, diagnostics, services, an orderly end."""
 
-import ctypes
 import math
-import os
-import signal
-import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import rclpy
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
-from rclpy.signals import uninstall_signal_handlers
 from rclpy.task import Future
-from rclpy.utilities import remove_ros_args
 
-from slam3r_ros.engines.protocol import EngineError
 from slam3r_ros.nodes.managed import ManagedNode
 from slam3r_ros.nodes.parameters import ParameterError, declare
 from slam3r_ros.nodes.pulse import Pulse
-from slam3r_ros.transport.executor import PoolExecutor
 from slam3r_ros.transport.worker import WorkerError
 from slam3r_ros.video.stamps import JUMP
 
 _FAREWELL = 0.5  # seconds
-_PR_SET_PDEATHSIG = 1  # prctl.h
 _PATIENCE = 10.0  # seconds that a service waits for its turn
 
 
@@ -236,63 +224,3 @@ class Newcomers:
         came = bool(settled - self.settled)
         self.settled = settled
         return came
-
-
-def begin(arguments: Sequence[str]) -> list[str]:
-    """Begin with ROS; return the arguments that are not for it, or end with one line where they make no sense."""
-    try:
-        rclpy.init(args=list(arguments))
-        return remove_ros_args(arguments)
-    except RuntimeError as error:  # of rcl, which names its own files behind the reason
-        sys.exit(f'{Path(arguments[0]).name}: {str(error).partition(", at /")[0]}')
-
-
-def shield_the_end() -> None:
-    """Let no further SIGINT interrupt an orderly end: launch repeats the one that the terminal sent already."""
-    uninstall_signal_handlers()  # of rclpy, which would put Python's own back
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def end_with(parent: int) -> None:
-    """End this process in order as soon as the one whose main thread has started it does, however that ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it has already
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def hush_the_half_made() -> None:
-    """Keep rclpy's guard conditions from complaining when a signal ends the context while they are made."""
-    show = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if rclpy.ok() or not isinstance(unraisable.exc_value, AttributeError):
-            show(unraisable)
-
-    sys.unraisablehook = hook
-
-
-def run(node_class: type[PipelineNode], arguments: Sequence[str] | None = None) -> int:
-    """Run one node in this process until it fails or a signal ends it; return the exit status."""
-    begin(sys.argv if arguments is None else arguments)
-    hush_the_half_made()
-    node = None
-    try:
-        node = node_class()
-        executor = PoolExecutor(5)  # as in a container: services may block some, their worker wait for another
-        executor.add_node(node)
-        executor.spin_until_future_complete(node.failed)
-        return int(node.failed.done())
-    except (ParameterError, EngineError) as error:
-        print(f'{node_class.__name__}: {error}', file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 0
-    except RuntimeError:  # of rcl
-        if rclpy.ok():
-            raise
-        return 0  # a signal came while the node was made
-    finally:
-        shield_the_end()
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()

@@ -21,6 +21,7 @@ from slam3r_ros.nodes.base import PipelineNode
 from slam3r_ros.nodes.calibration import Calibration
 from slam3r_ros.nodes.frames import FrameOutput
 from slam3r_ros.nodes.parameters import ParameterError
+from slam3r_ros.nodes.process import reason_of
 from slam3r_ros.transport.images import from_image
 from slam3r_ros.transport.stamps import from_stamp
 from slam3r_ros.values import Frame
@@ -61,8 +62,8 @@ class CameraInput:
             validate_topic_name(topic)
             node.resolve_topic_name(topic)  # finds more
         except (InvalidTopicNameException, RuntimeError) as error:
-            reason = ' '.join(str(error).split()).partition(', at ')[0]
-            raise ParameterError(f'parameter input of {node.get_fully_qualified_name()}: {reason}') from None
+            name = node.get_fully_qualified_name()
+            raise ParameterError(f'parameter input of {name}: {reason_of(error)}') from None
         self.received, self.error = 0, ''
         self._node, self._output = node, output
         self._topics = [topic] if topic != base_topic(topic) else [topic, *(topic + suffix for suffix in TRANSPORTS)]

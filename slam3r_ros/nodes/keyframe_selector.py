@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 from slam3r_ros.mapping.selection import FrameSelector
-from slam3r_ros.nodes.base import PipelineNode, run
+from slam3r_ros.nodes.base import PipelineNode
+from slam3r_ros.nodes.process import run
 from slam3r_ros.transport.bus import create_publisher, create_subscription
 from slam3r_ros.values import Frame, Keyframe
 

@@ -14,8 +14,9 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 
 from slam3r_ros.monitoring.pages import Page, PageServer
 from slam3r_ros.monitoring.readings import Readings
-from slam3r_ros.nodes.base import PipelineNode, run
+from slam3r_ros.nodes.base import PipelineNode
 from slam3r_ros.nodes.parameters import ParameterError
+from slam3r_ros.nodes.process import run
 from slam3r_ros.transport.bus import create_subscription
 from slam3r_ros.values import SlamStatus
 

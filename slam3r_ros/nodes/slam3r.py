@@ -13,8 +13,9 @@ from std_srvs.srv import Trigger
 from slam3r_ros.engines import create_engine
 from slam3r_ros.engines.protocol import EngineError, EngineOutput
 from slam3r_ros.gpu_memory import limit_gpu_memory, torch_gpu_memory
-from slam3r_ros.nodes.base import PipelineNode, run
+from slam3r_ros.nodes.base import PipelineNode
 from slam3r_ros.nodes.outputs import CloudOutput, PoseOutput
+from slam3r_ros.nodes.process import run
 from slam3r_ros.nodes.saving import MAP, in_map_folder, save
 from slam3r_ros.nodes.status import StatusOutput, resident_bytes
 from slam3r_ros.srv import LoadMap, SaveMap, SetScale

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from slam3r_ros import msg
-from slam3r_ros.nodes.base import OnDemand, PipelineNode, run
+from slam3r_ros.nodes.base import OnDemand, PipelineNode
 from slam3r_ros.nodes.camera_input import CameraInput
 from slam3r_ros.nodes.frames import FrameOutput
 from slam3r_ros.nodes.playback import Playback
+from slam3r_ros.nodes.process import run
 from slam3r_ros.transport.messages import status_to_message
 from slam3r_ros.values import SlamStatus, State
 from slam3r_ros.video.picture import printable

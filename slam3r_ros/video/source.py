@@ -96,7 +96,8 @@ def first_frame(source: Source) -> Frame:
         if source.breaks:
             raise VideoError(source.reason)
         if time.monotonic() > end:
-            raise VideoError(f'{source.name}: no picture came for {_PATIENCE:.0f} s; is it switched on?')
+            reason = f'no picture came in {_PATIENCE:.0f} s; what came, if anything, could not be decoded'
+            raise VideoError(f'{source.name}: {reason}')
     return frame
 
 
