@@ -153,3 +153,4 @@ def test_another_graph_goes_on_in_the_map_and_then_in_metres(parts, tmp_path, mo
         os.kill(second._process.pid, signal.SIGKILL)
         second._process.wait()
         assert (tmp_path / 'metric' / 'map.npz').read_bytes() == saved  # the same map: old and new alike
+        second.leave()
