@@ -25,7 +25,8 @@ def plenty(monkeypatch, tmp_path):
 
 def test_what_is_added_is_there(plenty):
     added = tuning({})
-    assert set(added) == {'MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_', 'OMP_WAIT_POLICY', PROFILES}
+    threads = {'OMP_WAIT_POLICY', 'OPENBLAS_NUM_THREADS'}
+    assert set(added) == {'MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_', PROFILES} | threads
     root = ElementTree.parse(added[PROFILES]).getroot()
     assert [each.text for each in root.iter() if each.tag.endswith('segment_size')] == [str(128 << 20)]
 
