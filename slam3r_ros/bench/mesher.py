@@ -54,7 +54,7 @@ class Figure(NamedTuple):
         verdict = 'skipped' if self.value is None else 'MISSED' if self.missed else 'ok'
         value = '-' if self.value is None else f'{self.value:.3g}'
         sign = '>=' if self.at_least else '<='
-        return f'{self.name:<58}{value:>8} {self.unit:<7}{sign} {self.limit:<6g}{verdict:<8}{self.note}'.rstrip()
+        return f'{self.name:<58}{value:>8} {self.unit:<7}{sign} {self.limit:<6g} {verdict:<8}{self.note}'.rstrip()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
