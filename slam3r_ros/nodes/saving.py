@@ -84,11 +84,12 @@ def saved_together(paths: Sequence[Path], obsolete: Sequence[Path] = ()) -> Iter
         with written_together(folder, obsolete) as staging:
             yield staging
     except (OSError, ExportError) as error:
-        if not isinstance(error.__cause__ or error, OSError):
+        cause = error.__cause__ or error
+        if not isinstance(cause, OSError):
             raise
-        reason = getattr(error.__cause__ or error, 'strerror', None) or error
         raise SaveError(
-            f'{folder} cannot be written to: {reason}; make room, or save to another folder; what was there stays'
+            f'{folder} cannot be written to: {cause.strerror or cause}; make room, or save to another folder; '
+            'what was there stays'
         ) from error
 
 
